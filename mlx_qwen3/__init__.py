@@ -1,0 +1,78 @@
+"""Run Qwen3 on Apple Silicon: streamed, with thinking under control.
+
+    from mlx_qwen3 import load
+
+    llm = load("0.6b")
+    print(llm.generate("Why is the sky blue?").text)
+
+Nothing heavy is imported until a name below is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen3._version import __version__
+from mlx_qwen3.errors import (
+    CacheFullError,
+    CheckpointError,
+    ConfigError,
+    ContextOverflowError,
+    DeviceError,
+    ModelNotFoundError,
+    OptionError,
+    Qwen3Error,
+    TemplateError,
+    TokenizerError,
+    WeightsError,
+)
+
+if TYPE_CHECKING:
+    from mlx_qwen3.generation.output import Completion, Event, Usage
+    from mlx_qwen3.generation.sampling import SamplingParams
+    from mlx_qwen3.llm import LLM, load
+    from mlx_qwen3.text.tool_calls import ToolCall
+
+__all__ = [
+    "LLM",
+    "CacheFullError",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "ContextOverflowError",
+    "DeviceError",
+    "Event",
+    "ModelNotFoundError",
+    "OptionError",
+    "Qwen3Error",
+    "SamplingParams",
+    "TemplateError",
+    "TokenizerError",
+    "ToolCall",
+    "Usage",
+    "WeightsError",
+    "__version__",
+    "load",
+]
+
+_LAZY = {
+    "LLM": "mlx_qwen3.llm",
+    "load": "mlx_qwen3.llm",
+    "Completion": "mlx_qwen3.generation.output",
+    "Event": "mlx_qwen3.generation.output",
+    "Usage": "mlx_qwen3.generation.output",
+    "SamplingParams": "mlx_qwen3.generation.sampling",
+    "ToolCall": "mlx_qwen3.text.tool_calls",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,96 @@
+"""Options that several commands share, declared once, and the loading of the model they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mlx_qwen3.llm import LLM
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Short name (0.6b), repo id or folder.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="bfloat16, float16 or float32; default: the device's.")
+]
+System = Annotated[str | None, typer.Option(help="A system message.")]
+
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Tokens to generate at most, thinking included.")
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy; default: the checkpoint's own.")
+]
+TopP = Annotated[float | None, typer.Option(help="Nucleus to draw from.")]
+TopK = Annotated[int | None, typer.Option(help="Candidates to draw from.")]
+MinP = Annotated[float | None, typer.Option(help="Least share of the best's odds.")]
+PresencePenalty = Annotated[float | None, typer.Option(help="Against repetition, 0 to 2.")]
+FrequencyPenalty = Annotated[float | None, typer.Option(help="The same, per occurrence.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="The same, as a factor; 1 is off.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the answer before this text (repeatable).")
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option("--thinking/--no-thinking", help="Think first, or answer at once."),
+]
+ThinkingBudget = Annotated[
+    int | None, typer.Option(help="Tokens of thinking before the answer is due.")
+]
+MaxKvSize = Annotated[
+    int | None, typer.Option(help="Remember this many tokens, forget older ones.")
+]
+KvBits = Annotated[int | None, typer.Option(help="Store the context in 4 or 8 bits.")]
+
+# Parameters of a command that bear the names of LLM.stream's.
+_OF_A_REPLY = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "thinking",
+    "thinking_budget",
+    "raw",
+    "max_kv_size",
+    "kv_bits",
+)
+
+DEMO_NOTE = (
+    "no --model given: this is the bundled demo model, which can add, subtract and call tools; "
+    "for a real one: --model 0.6b (mlx-qwen3 models lists them)"
+)
+
+
+def reply_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What LLM.stream takes out of a command's values (`context.params`), as far as given."""
+    return {name: values[name] for name in _OF_A_REPLY if values.get(name) is not None}
+
+
+def open_model(model: str | None, dtype: str | None) -> LLM:
+    """Load the model a command was given; the demo, with a word about it, when it was none.
+
+    Downloads what is not here yet, with a bar on a terminal. Raises as `mlx_qwen3.load` does.
+    """
+    from mlx_qwen3.cli.display import download_bar
+    from mlx_qwen3.cli.terminal import note
+    from mlx_qwen3.hub import resolve
+
+    if model is None:
+        note(DEMO_NOTE)
+    name = "demo" if model is None else model
+    with download_bar(name) as progress:
+        folder = resolve(name, progress=progress)
+
+    from mlx_qwen3.llm import LLM
+
+    return LLM.from_folder(folder, dtype=dtype)

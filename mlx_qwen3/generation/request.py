@@ -1,0 +1,28 @@
+"""One reply to make, checked and ready: what is read, how it is drawn, how its text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_qwen3.generation.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a reply depends on beside the model.
+
+    max_tokens: tokens to generate at most, resolved against the context. in_thinking: the
+    prompt ends inside a thought. raw: no chat template was used, so the text is all answer.
+    max_kv_size, kv_bits: see Transformer.make_cache.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    max_tokens: int
+    in_thinking: bool = False
+    raw: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
+    max_kv_size: int | None = None
+    kv_bits: int | None = None

@@ -1,0 +1,329 @@
+"""A loaded model that talks: messages in, events out.
+
+    llm = load("0.6b")
+    for event in llm.stream("Why is the sky blue?"):
+        print(event.text, end="")
+
+`load` and `LLM` are what most programs need; the parts (tokenizer, model, token loop) are
+attributes and may be used alone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen3.errors import CheckpointError, ContextOverflowError, OptionError, TokenizerError
+from mlx_qwen3.generation.loop import Progress
+from mlx_qwen3.generation.output import Completion, Event
+from mlx_qwen3.generation.reply import Reply
+from mlx_qwen3.generation.request import Request
+from mlx_qwen3.generation.sampling import SamplingParams
+from mlx_qwen3.hub import resolve
+from mlx_qwen3.model.config import token_ids
+from mlx_qwen3.model.transformer import Transformer
+from mlx_qwen3.model.weights import load_model
+from mlx_qwen3.text.template import Mode, thinking_state
+from mlx_qwen3.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+
+DEFAULT_MAX_TOKENS = 32_768  # Qwen's recommendation for most queries
+# Qwen's recommendations, for what a checkpoint's generation_config.json leaves open.
+_MODE_DEFAULTS = {
+    True: {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0},
+    False: {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0},
+}
+_FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SMALLEST_KV_SIZE = 5  # tokens: the first four are kept, and one must be able to move on
+
+
+def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None) -> LLM:
+    """Load a model by short name ("0.6b", "demo"), repo id or folder; download it if need be.
+
+    dtype: "bfloat16", "float16" or "float32"; None lets the device decide.
+    Raises ModelNotFoundError, CheckpointError (ConfigError, WeightsError, TokenizerError).
+    """
+    return LLM.from_folder(resolve(model, revision=revision), dtype=dtype)
+
+
+class LLM:
+    """A model, its tokenizer and its defaults. Safe to use from several threads.
+
+    model: `llm.model(token_ids)` -> logits. tokenizer: `encode`, `decode`.
+    context_length: tokens of prompt and reply together that the model was made for.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        generation_config: Mapping[str, Any],
+        *,
+        load_seconds: float = 0.0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.generation_config = dict(generation_config)
+        self.load_seconds = load_seconds
+        # Reentrant: garbage collection may close a forgotten stream in the midst of a step.
+        self._step = threading.RLock()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *, dtype: str | None = None) -> LLM:
+        """Load a model folder in Hugging Face or MLX layout. Raises as `load` does."""
+        start = time.perf_counter()
+        model = load_model(folder, dtype=dtype)
+        tokenizer = Tokenizer.from_folder(folder)
+        config = _read_generation_config(Path(folder))
+        return cls(model, tokenizer, config, load_seconds=time.perf_counter() - start)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens, stretched by YaRN where the config says so."""
+        return self.model.config.context_length
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends a reply, whichever file names it."""
+        named = token_ids(self.generation_config.get("eos_token_id"))
+        own = self.tokenizer.eos_token_id
+        return frozenset(
+            {*named, *self.model.config.eos_token_id, *(() if own is None else (own,))}
+        )
+
+    @cached_property
+    def mode(self) -> Mode:
+        """How this checkpoint thinks: "hybrid", "always" or "never"."""
+        template = self.tokenizer.chat_template
+        return "never" if template is None else template.mode
+
+    def render(
+        self,
+        messages: Prompt,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+    ) -> str:
+        """What the checkpoint's chat template makes of the messages, ready to be continued.
+
+        A str is one user message. thinking None leaves it to the template. Raises TemplateError,
+        TokenizerError (no template), OptionError (a model that cannot switch its thinking).
+        """
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise TokenizerError(
+                "this model has no chat template (a base model?); send the prompt raw (raw=True, "
+                "--raw)"
+            )
+        if thinking is not None and thinking != (self.mode == "always") and self.mode != "hybrid":
+            word = {"always": "always thinks", "never": "never thinks"}[self.mode]
+            raise OptionError(f"this model {word}; leave thinking out")
+        variables = {} if thinking is None else {"enable_thinking": thinking}
+        return template.render(_messages(messages), _tools(tools) or None, **variables)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        raw: bool = False,
+        max_kv_size: int | None = None,
+        kv_bits: int | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Generator[Event, None, None]:
+        """Generate a reply; yields events as their text becomes certain, "end" last.
+
+        prompt: messages, or a str for one user message; raw=True sends a str without template.
+        max_kv_size: keep the first tokens and the most recent ones, this many in all, and so
+        never run out of context. kv_bits: 4 or 8, to store the context packed.
+        progress: called with (tokens read, tokens to read) during prefill.
+        options: SamplingParams' fields (max_tokens, temperature, seed, stop, ...).
+        Closing the iterator stops the work and frees its memory. Everything is checked before
+        work starts: raises OptionError, TemplateError, ContextOverflowError here.
+        """
+        request = self.request(
+            prompt,
+            thinking=thinking,
+            tools=tools,
+            raw=raw,
+            max_kv_size=max_kv_size,
+            kv_bits=kv_bits,
+            **options,
+        )
+        return self._run(self._reply(request), progress)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """The whole reply at once; arguments and errors are those of `stream`."""
+        completion = None
+        for event in self.stream(prompt, **options):
+            completion = event.completion
+        assert completion is not None  # "end" is always last
+        return completion
+
+    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Event]:
+        """`stream` for asyncio. Cancelling the task, or closing the iterator, stops the work.
+
+        All steps run on one thread of this model's own; several streams take turns.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        events = await loop.run_in_executor(self._worker, lambda: self.stream(prompt, **options))
+        try:
+            while (
+                event := await loop.run_in_executor(self._worker, next, events, None)
+            ) is not None:
+                yield event
+        finally:
+            # Queued behind the step that may still run: a generator cannot be closed within.
+            # Not awaited: an event loop that is shutting down would leave it undone.
+            self._worker.submit(events.close)
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        raw: bool = False,
+        max_kv_size: int | None = None,
+        kv_bits: int | None = None,
+        **options: Any,
+    ) -> Request:
+        """Check and prepare a reply without starting it; arguments and errors as in `stream`."""
+        budget = options.get("thinking_budget")
+        if raw:
+            _refuse_with_raw(thinking=thinking, tools=tools or None, thinking_budget=budget)
+        elif budget == 0 and self.mode == "hybrid":
+            thinking = False
+        text = _raw_text(prompt) if raw else self.render(prompt, tools, thinking)
+        state = "none" if raw else thinking_state(text)
+        thinks = state == "open" or (state == "none" and not raw and self.mode == "hybrid")
+        params = SamplingParams.from_options(options, self._defaults(thinks))
+        prompt_ids = tuple(self.tokenizer.encode(text))
+        if not prompt_ids:
+            raise OptionError("the prompt is empty; expected at least one token")
+        return Request(
+            prompt_ids=prompt_ids,
+            params=params,
+            max_tokens=self._max_tokens(len(prompt_ids), params.max_tokens, max_kv_size),
+            in_thinking=state == "open",
+            raw=raw,
+            tools=tuple(_tools(tools)),
+            max_kv_size=max_kv_size,
+            kv_bits=kv_bits,
+        )
+
+    def _defaults(self, thinks: bool) -> dict[str, Any]:
+        """The checkpoint's sampling settings over Qwen's for the mode."""
+        return {**_MODE_DEFAULTS[thinks], **_own_sampling(self.generation_config)}
+
+    def _max_tokens(self, prompt: int, wanted: int | None, max_kv_size: int | None) -> int:
+        """How many tokens may be generated. Raises ContextOverflowError when they do not fit."""
+        if max_kv_size is not None:
+            if type(max_kv_size) is not int or max_kv_size < _SMALLEST_KV_SIZE:
+                raise OptionError(
+                    f"max_kv_size is {max_kv_size!r}; expected a whole number from "
+                    f"{_SMALLEST_KV_SIZE} on"
+                )
+            return wanted or DEFAULT_MAX_TOKENS
+        room = self.context_length - prompt
+        if room < (wanted or 1):
+            asked = f" and max_tokens {wanted}" if wanted else ""
+            raise ContextOverflowError(
+                f"the prompt's {prompt} tokens{asked} do not fit the context of "
+                f"{self.context_length}; shorten them, or set max_kv_size to forget old tokens"
+            )
+        return wanted or min(room, DEFAULT_MAX_TOKENS)
+
+    def _reply(self, request: Request) -> Reply:
+        return Reply(
+            self.model, self.tokenizer, request, self.eos_ids, load_seconds=self.load_seconds
+        )
+
+    def _run(self, reply: Reply, progress: Progress | None) -> Generator[Event, None, None]:
+        """Generate token by token. The lock is held for a step at a time, never across a yield."""
+        try:
+            with self._step:
+                reply.start(progress)
+            while not reply.done:
+                with self._step:
+                    events = reply.step()
+                yield from events
+            yield from reply.end()
+        finally:
+            with self._step:
+                reply.close()
+
+    @cached_property
+    def _worker(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx-qwen3")
+
+
+def _read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json, {} where there is none. Raises CheckpointError when it is broken."""
+    path = folder / "generation_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({exc}); download it again") from exc
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds a {type(config).__name__}; expected an object")
+    try:
+        SamplingParams(**_own_sampling(config))
+    except OptionError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
+    eos = config.get("eos_token_id")
+    if not all(isinstance(one, int) for one in (eos if isinstance(eos, list) else [eos or 0])):
+        raise CheckpointError(f"{path}: eos_token_id is {eos!r}; expected token ids")
+    return config
+
+
+def _own_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling settings a generation_config.json has. Greedy ones do not count.
+
+    Greedy is for those who ask: Qwen3 loops under it.
+    """
+    own = {name: generation_config.get(name) for name in _FROM_GENERATION_CONFIG}
+    own["temperature"] = own["temperature"] or None
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _messages(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    """Tools in OpenAI's form; a bare {"name", "parameters"} is wrapped into it.
+
+    What is no mapping is left for the template to refuse.
+    """
+    return [
+        {"type": "function", "function": tool}
+        if isinstance(tool, Mapping) and "function" not in tool
+        else tool
+        for tool in tools or ()
+    ]
+
+
+def _raw_text(prompt: Prompt) -> str:
+    if not isinstance(prompt, str):
+        raise OptionError("raw takes a text; messages need the chat template (leave raw out)")
+    return prompt
+
+
+def _refuse_with_raw(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise OptionError(f"{name} needs the chat template, which raw leaves out; drop either")

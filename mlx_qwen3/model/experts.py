@@ -1,0 +1,140 @@
+"""The mixture-of-experts layer: a router, and experts that are all in memory.
+
+The router follows the reference (transformers' Qwen3MoeTopKRouter): softmax over all experts in
+float32, the largest num_experts_per_tok, renormalised when norm_topk_prob is set.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from mlx_qwen3.model.activations import Activation
+from mlx_qwen3.model.linear import AnyLinear, Quantization
+
+# From this many (token, expert) pairs on, sorting by expert pays: MLX's gather kernels then
+# read each expert once for all its tokens (METAL.md: 64 tokens of a 128-expert, top-8 model).
+_SORT_FROM = 64
+
+
+class ExpertMatrices(Module):
+    """One matrix per expert, dense or packed; multiplies rows by the matrix each is sent to.
+
+    weight: (num_experts, out, in), or packed as in QuantizedLinear with quantization set.
+    global_scale: (num_experts,) float32, which nvfp4 may have.
+    """
+
+    def __init__(
+        self,
+        weight: mx.array,
+        scales: mx.array | None = None,
+        biases: mx.array | None = None,
+        global_scale: mx.array | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.scales = scales
+        self.biases = biases
+        self.global_scale = global_scale
+        self.quantization = quantization
+
+    def __call__(self, x: mx.array, indices: mx.array, *, ordered: bool) -> mx.array:
+        """x: (..., 1, in), indices: (...) expert of each row -> (..., 1, out).
+
+        ordered: the indices are sorted, which lets kernels read an expert once.
+        """
+        if self.quantization is None or self.scales is None:
+            return mx.gather_mm(
+                x, self.weight.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=ordered
+            )
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.biases,
+            rhs_indices=indices,
+            transpose=True,
+            global_scale=self.global_scale,
+            sorted_indices=ordered,
+            **self.quantization.arguments(),
+        )
+
+
+class ResidentExperts(Module):
+    """All experts of one layer in memory: down(act(gate(x)) * up(x)) for each chosen pair.
+
+    gate_up: one fused set of matrices (gate rows above up rows), or the two apart when they are
+    packed differently.
+    """
+
+    def __init__(
+        self, gate_up: list[ExpertMatrices], down: ExpertMatrices, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.gate_up = gate_up
+        self.down = down
+        self._activation = activation
+
+    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+        """x: (T, hidden); experts, weights: (T, num_experts_per_tok) -> (T, hidden)."""
+        if experts.size >= _SORT_FROM:
+            y = self._sorted(x, experts)
+        else:
+            y = self._forward(x[:, None, None], experts, ordered=False)
+        return (weights[:, None] @ y.squeeze(-2)).squeeze(1)
+
+    def _sorted(self, x: mx.array, experts: mx.array) -> mx.array:
+        """Group the pairs by expert, multiply, put them back: (T, top_k, 1, hidden)."""
+        top_k = experts.shape[-1]
+        flat = experts.flatten()
+        order = mx.argsort(flat)
+        y = self._forward(x[order // top_k][:, None], flat[order], ordered=True)
+        return y[mx.argsort(order)].reshape(*experts.shape, *y.shape[1:])
+
+    def _forward(self, x: mx.array, experts: mx.array, *, ordered: bool) -> mx.array:
+        outputs = [matrices(x, experts, ordered=ordered) for matrices in self.gate_up]
+        gate, up = outputs if len(outputs) == 2 else mx.split(outputs[0], 2, axis=-1)
+        return self.down(self._activation(gate, up), experts, ordered=ordered)
+
+
+class Experts(Protocol):
+    """What a sparse layer sends its tokens to; whether they are in memory is not its concern."""
+
+    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+        """x: (T, hidden); experts, weights: (T, num_experts_per_tok) -> (T, hidden)."""
+        ...
+
+
+class SparseMLP(Module):
+    """Router and experts of one layer."""
+
+    def __init__(
+        self, router: AnyLinear, experts: Experts, *, top_k: int, norm_topk_prob: bool
+    ) -> None:
+        super().__init__()
+        self.router = router
+        self.experts = experts
+        self._top_k = top_k
+        self._norm_topk_prob = norm_topk_prob
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (B, L, hidden) -> (B, L, hidden)."""
+        tokens = x.reshape(-1, x.shape[-1])  # (T, hidden)
+        experts, weights = self._route(tokens)
+        return self.experts(tokens, experts, weights.astype(x.dtype)).reshape(x.shape)
+
+    def _route(self, tokens: mx.array) -> tuple[mx.array, mx.array]:
+        """The chosen experts of each token and their weights: (T, top_k) both.
+
+        Softmax keeps the order, so the choice is made on the logits; with norm_topk_prob the
+        softmax over the chosen ones alone is the same number as renormalising them all.
+        """
+        logits = self.router(tokens).astype(mx.float32)  # (T, num_experts)
+        experts = mx.argpartition(-logits, kth=self._top_k - 1, axis=-1)[:, : self._top_k]
+        chosen = mx.take_along_axis(logits, experts, axis=-1)
+        if self._norm_topk_prob:
+            return experts, mx.softmax(chosen, axis=-1)
+        return experts, mx.exp(chosen - mx.logsumexp(logits, axis=-1, keepdims=True))

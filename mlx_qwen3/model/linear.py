@@ -1,0 +1,179 @@
+"""Projections: dense or quantized, alone or several of the same input in one multiplication."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+# Bytes of weights unpacked at once when a quantized matrix is multiplied dense.
+_UNPACK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a tensor is packed: MLX's mode, bits per weight, weights per scale."""
+
+    group_size: int
+    bits: int
+    mode: str = "affine"
+
+    def arguments(self) -> dict[str, Any]:
+        """The keywords mx.quantize and its kin take."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+
+class Linear(Module):
+    """y = x W^T + b, W: (out, in)."""
+
+    def __init__(self, weight: mx.array, bias: mx.array | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (..., in) -> (..., out)."""
+        if self.bias is None:
+            return x @ self.weight.T
+        return mx.addmm(self.bias, x, self.weight.T)
+
+    @property
+    def out_dims(self) -> int:
+        """Rows of the matrix."""
+        return self.weight.shape[0]
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Rows of the matrix, as an embedding table is read: (...) -> (..., in)."""
+        return self.weight[ids]
+
+
+class QuantizedLinear(Module):
+    """As Linear, with W packed: weight (out, in * bits / 32) uint32, scales (out, groups).
+
+    dtype: what W is unpacked to; None: the dtype of the scales, or MLX's own for 8-bit scales.
+    dense_from: from how many rows of x on unpacking W and multiplying dense is faster than the
+    quantized kernel; None: never. The device decides (policy.py).
+    """
+
+    def __init__(
+        self,
+        weight: mx.array,
+        scales: mx.array,
+        biases: mx.array | None,
+        quantization: Quantization,
+        bias: mx.array | None = None,
+        *,
+        dtype: mx.Dtype | None = None,
+        dense_from: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.scales = scales
+        self.biases = biases
+        self.bias = bias
+        self.quantization = quantization
+        self.dtype = dtype
+        self.dense_from = dense_from
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (..., in) -> (..., out)."""
+        if self.dense_from is not None and x.size // x.shape[-1] >= self.dense_from:
+            y = self._dense(x)
+        else:
+            y = mx.quantized_matmul(
+                x,
+                self.weight,
+                self.scales,
+                self.biases,
+                transpose=True,
+                **self.quantization.arguments(),
+            )
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def out_dims(self) -> int:
+        """Rows of the matrix."""
+        return self.weight.shape[0]
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Rows of the matrix, unpacked: (...) -> (..., in)."""
+        return self._unpack(ids)
+
+    def _unpack(self, rows: Any) -> mx.array:
+        biases = None if self.biases is None else self.biases[rows]
+        return mx.dequantize(
+            self.weight[rows],
+            self.scales[rows],
+            biases,
+            dtype=self.dtype,
+            **self.quantization.arguments(),
+        )
+
+    def _dense(self, x: mx.array) -> mx.array:
+        """Multiply dense, a block of rows at a time so that the unpacked copy stays small."""
+        step = max(256, _UNPACK_BYTES // (x.shape[-1] * x.dtype.size))
+        if step >= self.out_dims:
+            return x @ self._unpack(slice(None)).T
+        blocks = [
+            x @ self._unpack(slice(start, start + step)).T
+            for start in range(0, self.out_dims, step)
+        ]
+        return mx.concatenate(blocks, axis=-1)
+
+
+AnyLinear = Linear | QuantizedLinear
+
+
+class ParallelLinear(Module):
+    """Several projections of one input (q, k, v; gate, up), in one multiplication if possible.
+
+    Quantization groups run along the input, so stacking the outputs is exact. Parts that are
+    packed differently stay apart and are multiplied one by one.
+    """
+
+    def __init__(self, parts: Sequence[AnyLinear]) -> None:
+        super().__init__()
+        sizes = [part.out_dims for part in parts]
+        self._splits = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        fused = _fuse(parts)
+        self.parts = list(parts) if fused is None else [fused]
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        """x: (..., in) -> one (..., out_i) for each part."""
+        if len(self.parts) > 1:
+            return [part(x) for part in self.parts]
+        return list(mx.split(self.parts[0](x), self._splits, axis=-1))
+
+
+def _fuse(parts: Sequence[AnyLinear]) -> AnyLinear | None:
+    """One projection with the outputs of all, or None when they are packed differently."""
+    if len({part.bias is None for part in parts}) > 1:
+        return None
+    if all(isinstance(part, Linear) for part in parts):
+        return Linear(_stack(parts, "weight"), _stack_optional(parts, "bias"))
+    first = parts[0]
+    if not isinstance(first, QuantizedLinear) or not all(
+        isinstance(part, QuantizedLinear) and part.quantization == first.quantization
+        for part in parts
+    ):
+        return None
+    return QuantizedLinear(
+        _stack(parts, "weight"),
+        _stack(parts, "scales"),
+        _stack_optional(parts, "biases"),
+        first.quantization,
+        _stack_optional(parts, "bias"),
+        dtype=first.dtype,
+        dense_from=first.dense_from,
+    )
+
+
+def _stack(parts: Sequence[AnyLinear], name: str) -> mx.array:
+    return mx.concatenate([getattr(part, name) for part in parts], axis=0)
+
+
+def _stack_optional(parts: Sequence[AnyLinear], name: str) -> mx.array | None:
+    return None if getattr(parts[0], name) is None else _stack(parts, name)

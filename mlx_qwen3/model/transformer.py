@@ -1,0 +1,233 @@
+"""The Qwen3 transformer, dense and mixture of experts: token_ids + cache -> logits.
+
+Reads top to bottom: a model is an embedding, layers and a head; a layer is attention and a
+feed-forward part. Modules are built from a `TensorSource` (weights.py), which knows where tensors
+come from and how they are packed; nothing here knows about files.
+
+Reference: transformers' Qwen3ForCausalLM and Qwen3MoeForCausalLM.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from mlx_qwen3.model.activations import Activation
+from mlx_qwen3.model.cache import Cache, LayerCache, Mask, make_layer_cache
+from mlx_qwen3.model.config import ModelConfig
+from mlx_qwen3.model.experts import Experts, SparseMLP
+from mlx_qwen3.model.linear import AnyLinear, ParallelLinear
+from mlx_qwen3.model.rope import Rope
+
+TokenIds = mx.array | list[list[int]]
+
+
+class TensorSource(Protocol):
+    """Where a model's parts come from, by the names of the Hugging Face checkpoint."""
+
+    @property
+    def activation(self) -> Activation:
+        """The gate of the feed-forward parts, as this device runs it best."""
+        ...
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        """A tensor in the model's dtype."""
+        ...
+
+    def linear(self, name: str, out_dims: int, in_dims: int, *, bias: bool = False) -> AnyLinear:
+        """The projection `name`.weight, with `name`.bias if asked for."""
+        ...
+
+    def experts(self, name: str) -> Experts:
+        """All experts of the sparse layer `name`."""
+        ...
+
+    def settle(self, module: Module) -> None:
+        """`module` is complete: load its tensors now and let go of what they were made from."""
+        ...
+
+
+class Transformer(Module):
+    """A causal language model."""
+
+    def __init__(self, config: ModelConfig, source: TensorSource) -> None:
+        super().__init__()
+        self.config = config
+        rope = Rope(config.head_dim, config.rope_parameters)
+        self.embed_tokens = source.linear(
+            "model.embed_tokens", config.vocab_size, config.hidden_size
+        )
+        source.settle(self.embed_tokens)
+        self.layers = [
+            TransformerLayer(config, index, rope, source)
+            for index in range(config.num_hidden_layers)
+        ]
+        self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, source)
+        if not config.tie_word_embeddings:
+            self.lm_head = source.linear("lm_head", config.vocab_size, config.hidden_size)
+        source.settle(self)
+
+    def __call__(self, token_ids: TokenIds, cache: Cache | None = None) -> mx.array:
+        """Logits of every position.
+
+        token_ids: (B, L) int, all sequences equally long; with a cache, the tokens that follow
+        what is in it. Returns (B, L, vocab_size) in the model's dtype.
+        Raises CacheFullError when the cache is too small.
+        """
+        return self.logits(self.hidden_states(token_ids, cache))
+
+    def hidden_states(self, token_ids: TokenIds, cache: Cache | None = None) -> mx.array:
+        """What the head reads, after the last norm: (B, L) -> (B, L, hidden_size)."""
+        ids = token_ids if isinstance(token_ids, mx.array) else mx.array(token_ids)
+        cache = self.make_cache() if cache is None else cache
+        masks: dict[tuple[int | None, int], Mask] = {}
+        x = self.embed_tokens.rows(ids)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            kind = (layer_cache.max_size, layer_cache.keep)
+            if kind not in masks:
+                masks[kind] = layer_cache.mask(ids.shape[1])
+            x = layer(x, layer_cache, masks[kind])
+        return self.norm(x)
+
+    def logits(self, hidden_states: mx.array) -> mx.array:
+        """(..., hidden_size) -> (..., vocab_size)."""
+        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return head(hidden_states)
+
+    def make_cache(
+        self,
+        *,
+        max_kv_size: int | None = None,
+        keep: int = 4,
+        kv_bits: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Cache:
+        """An empty cache for this model.
+
+        max_kv_size: attend to the first `keep` tokens and the most recent others, this many in
+        all; None: to every token. kv_bits: pack keys and values to 4 or 8 bits.
+        max_tokens: refuse more than this many tokens. Raises OptionError for impossible values.
+        """
+        layers = []
+        for index in range(self.config.num_hidden_layers):
+            window = self.config.window(index)
+            slides = window is not None and (max_kv_size is None or window <= max_kv_size)
+            layers.append(
+                make_layer_cache(
+                    head_dim=self.config.head_dim,
+                    max_size=window if slides else max_kv_size,
+                    keep=0 if slides or max_kv_size is None else keep,
+                    kv_bits=kv_bits,
+                    max_tokens=max_tokens,
+                )
+            )
+        return Cache(layers)
+
+
+class TransformerLayer(Module):
+    """Attention and feed-forward part, each behind a norm and around a residual."""
+
+    def __init__(self, config: ModelConfig, index: int, rope: Rope, source: TensorSource) -> None:
+        super().__init__()
+        name = f"model.layers.{index}"
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(f"{name}.input_layernorm", size, eps, source)
+        self.self_attn = Attention(config, f"{name}.self_attn", rope, source)
+        self.post_attention_layernorm = RMSNorm(
+            f"{name}.post_attention_layernorm", size, eps, source
+        )
+        sparse = config.is_sparse(index)
+        self.mlp = (_sparse_mlp if sparse else MLP)(config, f"{name}.mlp", source)
+        source.settle(self)
+
+    def __call__(self, x: mx.array, cache: LayerCache, mask: Mask) -> mx.array:
+        """x: (B, L, hidden_size) -> the same."""
+        x = x + self.self_attn(self.input_layernorm(x), cache, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(Module):
+    """Grouped-query attention with a norm on each head's queries and keys."""
+
+    def __init__(self, config: ModelConfig, name: str, rope: Rope, source: TensorSource) -> None:
+        super().__init__()
+        self._rope = rope
+        self._head_dim = config.head_dim
+        self._scale = rope.attention_factor**2 / config.head_dim**0.5
+        heads = {
+            "q_proj": config.num_attention_heads,
+            "k_proj": config.num_key_value_heads,
+            "v_proj": config.num_key_value_heads,
+        }
+        self.qkv_proj = ParallelLinear(
+            [
+                source.linear(
+                    f"{name}.{part}",
+                    count * config.head_dim,
+                    config.hidden_size,
+                    bias=config.attention_bias,
+                )
+                for part, count in heads.items()
+            ]
+        )
+        self.o_proj = source.linear(
+            f"{name}.o_proj",
+            config.hidden_size,
+            config.num_attention_heads * config.head_dim,
+            bias=config.attention_bias,
+        )
+        self.q_norm = RMSNorm(f"{name}.q_norm", config.head_dim, config.rms_norm_eps, source)
+        self.k_norm = RMSNorm(f"{name}.k_norm", config.head_dim, config.rms_norm_eps, source)
+
+    def __call__(self, x: mx.array, cache: LayerCache, mask: Mask) -> mx.array:
+        """x: (B, L, hidden_size) -> the same."""
+        batch, length, _ = x.shape
+        # each (B, heads, L, head_dim)
+        queries, keys, values = (
+            part.reshape(batch, length, -1, self._head_dim) for part in self.qkv_proj(x)
+        )
+        queries = self._rope(self.q_norm(queries).swapaxes(1, 2), cache.offset)
+        keys = self._rope(self.k_norm(keys).swapaxes(1, 2), cache.offset)
+        out = cache.attend(queries, keys, values.swapaxes(1, 2), scale=self._scale, mask=mask)
+        return self.o_proj(out.swapaxes(1, 2).reshape(batch, length, -1))
+
+
+class MLP(Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, name: str, source: TensorSource) -> None:
+        super().__init__()
+        hidden, width = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = ParallelLinear(
+            [source.linear(f"{name}.{part}", width, hidden) for part in ("gate_proj", "up_proj")]
+        )
+        self.down_proj = source.linear(f"{name}.down_proj", hidden, width)
+        self._activation = source.activation
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (B, L, hidden_size) -> the same."""
+        return self.down_proj(self._activation(*self.gate_up_proj(x)))
+
+
+class RMSNorm(Module):
+    """x / rms(x) * weight over the last axis, in float32 inside."""
+
+    def __init__(self, name: str, dims: int, eps: float, source: TensorSource) -> None:
+        super().__init__()
+        self.weight = source.tensor(f"{name}.weight", (dims,))
+        self._eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (..., dims) -> the same."""
+        return mx.fast.rms_norm(x, self.weight, self._eps)
+
+
+def _sparse_mlp(config: ModelConfig, name: str, source: TensorSource) -> SparseMLP:
+    return SparseMLP(
+        source.linear(f"{name}.gate", config.num_experts, config.hidden_size),
+        source.experts(name),
+        top_k=config.num_experts_per_tok,
+        norm_topk_prob=config.norm_topk_prob,
+    )

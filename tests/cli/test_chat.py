@@ -1,0 +1,415 @@
+"""`mlx-qwen3 chat`: turns, commands, and everything that may interrupt them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_qwen3.cli.chat import converse
+from mlx_qwen3.cli.session import Session
+from mlx_qwen3.cli.slash import COMMANDS, find_command
+from mlx_qwen3.cli.terminal import DIM, RESET
+from mlx_qwen3.demo import has_demo
+from mlx_qwen3.errors import ContextOverflowError, OptionError, Qwen3Error
+from mlx_qwen3.text.template import ChatTemplate
+from tests.cli.terminals import CTRL_C, CTRL_D, UP, Command, Terminal
+from tests.fakes import FakeLLM, calls, ends, says, thinks
+
+QWEN3_TEMPLATE = Path(__file__).parent.parent / "text" / "templates" / "thinking_2507.jinja"
+
+
+class Typed:
+    """Lines from a script; an exception in it is what a key press raises."""
+
+    def __init__(self, *lines: str | BaseException, interactive: bool = True) -> None:
+        self.interactive = interactive
+        self._lines = [*lines, EOFError()]
+
+    def read(self) -> str:
+        line = self._lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+def talk(llm: FakeLLM, *lines: str | BaseException, **settings: Any) -> Session:
+    """A conversation in which these lines are typed."""
+    session = Session(llm, io.StringIO(), **settings)
+    converse(session, Typed(*lines))
+    return session
+
+
+def printed(session: Session) -> str:
+    assert isinstance(session.out, io.StringIO)
+    return session.out.getvalue()
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+# --- history
+
+
+def test_every_turn_sees_the_ones_before() -> None:
+    llm = FakeLLM([thinks("Two of "), thinks("them."), says("Four"), says("."), ends()], [ends()])
+    session = talk(llm, "2 + 2?", "Sure?", system="Add.")
+    first = [{"role": "system", "content": "Add."}, user("2 + 2?")]
+    reply = assistant("Four.", reasoning_content="Two of them.")
+    assert llm.prompts == [first, [*first, reply, user("Sure?")]]
+    assert printed(session) == "Four.\n"
+
+
+def test_calls_are_kept_as_calls() -> None:
+    llm = FakeLLM([says("Let me look."), calls("time", zone="Asia/Tokyo"), ends("tool_calls")])
+    call = {
+        "type": "function",
+        "function": {"name": "time", "arguments": {"zone": "Asia/Tokyo"}},
+    }
+    assert talk(llm, "What time is it?").messages == [
+        user("What time is it?"),
+        assistant("Let me look.", tool_calls=[call]),
+    ]
+
+
+def test_a_call_that_made_no_sense_is_kept_as_text() -> None:
+    llm = FakeLLM([says("Well:"), calls("time", error="has no name"), ends()])
+    assert talk(llm, "Hi").messages[1] == assistant("Well:\n<tool_call>time</tool_call>")
+
+
+def test_an_empty_reply_is_a_reply() -> None:
+    assert talk(FakeLLM([ends()]), "Hi").messages == [user("Hi"), assistant("")]
+
+
+def test_options_go_with_every_turn() -> None:
+    llm = FakeLLM([ends()], [ends()])
+    talk(llm, "a", "b", options={"max_tokens": 5, "kv_bits": 8})
+    assert llm.options == [{"max_tokens": 5, "kv_bits": 8}] * 2
+
+
+def test_the_template_drops_earlier_thinking() -> None:
+    """What is stored is what templates expect: Qwen3's own leave old thoughts out."""
+    session = talk(FakeLLM([thinks("Hm."), says("4"), ends()]), "2 + 2?")
+    template = ChatTemplate(QWEN3_TEMPLATE.read_text(), {"eos_token": "<|im_end|>"})
+    text = template.render([*session.messages, user("Sure?")])
+    assert "<|im_start|>assistant\n4<|im_end|>" in text
+    assert "Hm." not in text
+
+
+# --- commands
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("/reset", ("/reset", "")),
+        ("/reset  ", ("/reset", "")),
+        ("/system You are brief.", ("/system", "You are brief.")),
+        ("/bogus", ("/bogus", "")),
+        ("/think", ("/think", "")),
+        ("/no_think what is 2 + 2?", None),  # the model's own switch
+        ("what is 2 + 2? /no_think", None),
+        ("/usr/bin/env: what is it?", None),
+        (" /reset", None),
+        ("/", None),
+        ("", None),
+    ],
+)
+def test_what_is_a_command(line: str, command: tuple[str, str] | None) -> None:
+    assert find_command(line) == command
+
+
+def test_soft_switches_in_a_message_reach_the_model_untouched() -> None:
+    llm = FakeLLM([ends()], [ends()])
+    talk(llm, "/no_think 2 + 2?", "3 + 3? /think")
+    assert [prompt[-1]["content"] for prompt in llm.prompts] == [
+        "/no_think 2 + 2?",
+        "3 + 3? /think",
+    ]
+    assert llm.options == [{}, {}]
+
+
+def test_switching_thinking(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM([ends()], [ends()], [ends()])
+    talk(llm, "a", "/no_think", "b", "/think", "c")
+    assert llm.options == [{}, {"thinking": False}, {"thinking": True}]
+    assert capsys.readouterr().err == "thinking is off\nthinking is on\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "can", "cannot"), [("always", "/think", "/no_think"), ("never", "/no_think", "/think")]
+)
+def test_a_model_that_cannot_switch(
+    capsys: pytest.CaptureFixture[str], mode: str, can: str, cannot: str
+) -> None:
+    session = talk(FakeLLM([ends()], mode=mode), can, cannot, "a")
+    assert session.options == {"thinking": can == "/think"}
+    assert capsys.readouterr().err.splitlines() == [
+        f"thinking is {'on' if can == '/think' else 'off'}",
+        f"this model {mode} thinks: that cannot be switched",
+    ]
+
+
+def test_reset_forgets_the_turns_only() -> None:
+    llm = FakeLLM([says("Hello"), ends()], [ends()])
+    talk(llm, "Hi", "/no_think", "/reset", "Again", system="Be brief.")
+    assert llm.prompts[1] == [{"role": "system", "content": "Be brief."}, user("Again")]
+    assert llm.options[1] == {"thinking": False}
+
+
+def test_the_system_message(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM([says("Hello"), ends()], [ends()])
+    talk(llm, "/system", "Hi", "/system Rhyme, always.", "/system", "Again")
+    assert llm.prompts[0] == [user("Hi")]
+    assert llm.prompts[1][0] == {"role": "system", "content": "Rhyme, always."}
+    assert len(llm.prompts[1]) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "no system message",
+        "the system message is set",
+        "system: Rhyme, always.",
+    ]
+
+
+@pytest.mark.parametrize("line", ["/bogus", "/bogus with words", "/reset everything", "/exit now"])
+def test_a_command_that_cannot_be_is_not_sent(
+    capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    llm = FakeLLM([ends()])
+    session = talk(llm, line, "Hi")
+    assert session.messages[0] == user("Hi")
+    said = capsys.readouterr().err
+    assert line.split()[0] in said
+    assert said.count("\n") == 1
+
+
+def test_a_space_in_front_makes_it_a_message() -> None:
+    assert talk(FakeLLM([ends()]), " /bogus ").messages[0] == user("/bogus")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(FakeLLM(), "/help")
+    listed = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert listed == list(COMMANDS)
+    assert {"/think", "/no_think", "/reset", "/system", "/help", "/exit"} <= set(listed)
+
+
+def test_exit_leaves() -> None:
+    assert talk(FakeLLM(), "/exit", "Hi").messages == []
+
+
+def test_empty_lines_are_nothing() -> None:
+    assert talk(FakeLLM(), "", "   ").messages == []
+
+
+# --- interruptions
+
+
+def test_stopping_a_reply_keeps_what_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM([thinks("Long."), says("Once upon"), KeyboardInterrupt()], [ends()])
+    session = talk(llm, "A story", "Go on")
+    said = assistant("Once upon", reasoning_content="Long.")
+    assert llm.prompts[1] == [user("A story"), said, user("Go on")]
+    assert printed(session) == "Once upon\n"
+    assert capsys.readouterr().err == "(stopped)\n"
+    assert llm.closed == 2
+
+
+def test_stopping_before_anything_was_said_leaves_no_trace() -> None:
+    llm = FakeLLM([KeyboardInterrupt()], [ends()])
+    talk(llm, "Oops", "Hi")
+    assert llm.prompts[1] == [user("Hi")]
+
+
+def test_stopping_while_printing_stops_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may strike anywhere, also where the generator only waits to be asked again."""
+    llm = FakeLLM([says("Once"), says(" upon")])
+    session = Session(llm, io.StringIO())
+    monkeypatch.setattr(session.out, "flush", interrupt_once())
+    converse(session, Typed("A story"))
+    assert llm.closed == 1
+    assert session.messages == [user("A story"), assistant("Once")]
+
+
+def interrupt_once() -> Any:
+    pending = [KeyboardInterrupt()]
+
+    def flush() -> None:
+        if pending:
+            raise pending.pop()
+
+    return flush
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    session = talk(FakeLLM([says("Hello"), ends()]), KeyboardInterrupt(), "Hi")
+    assert len(session.messages) == 2
+    assert "Ctrl-D or /exit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [("Hi",), (KeyboardInterrupt(),)])
+def test_nobody_is_there_to_stop_only_the_reply(lines: tuple[str | BaseException, ...]) -> None:
+    session = Session(FakeLLM([says("Hello"), KeyboardInterrupt()]), io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        converse(session, Typed(*lines, interactive=False))
+
+
+@pytest.mark.parametrize("script", [OptionError("no\nsuch thing"), [OptionError("no\nsuch thing")]])
+def test_an_error_ends_the_turn_only(capsys: pytest.CaptureFixture[str], script: Any) -> None:
+    llm = FakeLLM(script, [says("Hello"), ends()])
+    session = talk(llm, "Hi", "Again")
+    assert session.messages == [user("Again"), assistant("Hello")]
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_an_error_in_the_midst_keeps_what_was_said() -> None:
+    llm = FakeLLM([says("Hello"), Qwen3Error("broken")])
+    assert talk(llm, "Hi").messages == [user("Hi"), assistant("Hello")]
+
+
+def test_a_conversation_that_has_grown_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    full = ContextOverflowError("the prompt's 600 tokens do not fit the context of 512; shorten it")
+    llm = FakeLLM([says("Hello"), ends()], full, [ends()])
+    session = talk(llm, "Hi", "More", "/reset", "More")
+    said = capsys.readouterr().err.splitlines()[0]
+    assert "600 tokens do not fit the context of 512" in said
+    assert "shorten" not in said
+    assert "/reset" in said
+    assert "--max-kv-size" in said
+    assert session.messages == [user("More"), assistant("")]
+
+
+# --- the command
+
+
+def chat(*args: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "mlx_qwen3.cli", "chat", *args]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False)
+
+
+def test_piped(checkpoint: Path) -> None:
+    """Each line is a turn; stdout holds the answers and nothing else."""
+    lines = b"/system Be brief.\nHi\n\xff\n/nothing\n\nBye"
+    args = ("-m", str(checkpoint), "--max-tokens", "12", "--seed", "1")
+    run = chat(*args, stdin=lines)
+    assert run.returncode == 0
+    assert run.stdout.endswith(b"\n")
+    assert b"> " not in run.stdout
+    assert b"\x1b" not in run.stderr
+    assert [line.split(b":")[0] for line in run.stderr.splitlines()] == [
+        b"the system message is set",
+        b"unknown command /nothing",
+    ]
+
+
+def test_piped_lines_are_answered_one_by_one(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer is generate's own: the same prompt, the same seed."""
+    options = ("-m", str(checkpoint), "--max-tokens", "12", "--seed", "1")
+    alone = command("generate", "Hi", *options)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n/reset\nHi\n"))
+    both = command("chat", *options)
+    assert both.out == alone.out * 2
+    assert (both.code, both.err) == (0, "the conversation so far is forgotten\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--max-tokens", "9999"], "do not fit the context"),
+        (["-m", "./no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_what_would_spoil_every_turn_is_said_at_once(
+    command: Command, checkpoint: Path, args: list[str], said: str
+) -> None:
+    run = command("chat", "-m", str(checkpoint), *args)
+    assert (run.code, run.out, run.err.count("\n")) == (1, "", 1)
+    assert said in run.err
+
+
+def test_a_base_model_cannot_chat(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    run = command("chat", "-m", str(base))
+    assert (run.code, run.err.count("\n")) == (1, 1)
+    assert "no chat template" in run.err
+
+
+def test_without_a_model_it_is_the_demo(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_qwen3.hub.resolve", lambda name, **_: checkpoint)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    run = command("chat")
+    assert run.code == 0
+    assert run.err.startswith("no --model given")
+    assert run.err.count("\n") == 1
+
+
+def test_on_a_terminal(thinker: Path) -> None:
+    """A whole conversation as a person has it, keys and all."""
+    pytest.importorskip("readline")
+    with Terminal("chat", "-m", str(thinker), "--max-kv-size", "300") as terminal:
+        terminal.wait_for("/help lists the commands")
+        terminal.wait_for("> ")
+        terminal.interrupt("Ctrl-D or /exit leaves")
+        terminal.wait_for("> ")
+        terminal.type("Hello\n")
+        terminal.wait_for(f"\n{DIM}")
+        terminal.type(CTRL_C)
+        assert terminal.wait_for(f"(stopped){RESET}").endswith(f"{RESET}\n{DIM}")
+        terminal.wait_for("> ")
+        terminal.type("/no_think\n")
+        terminal.wait_for("this model always thinks")
+        terminal.wait_for("> ")
+        terminal.type(UP + UP)
+        terminal.wait_for("Hello")
+        terminal.type("\n")
+        terminal.wait_for(f"\n{DIM}")
+        terminal.type(CTRL_C)
+        terminal.wait_for("(stopped)")
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait_for_end() == 0
+    assert terminal.screen.endswith("\n")
+
+
+def test_figures_on_a_terminal(checkpoint: Path) -> None:
+    with Terminal("chat", "-m", str(checkpoint), "--max-tokens", "5") as terminal:
+        terminal.wait_for("> ")
+        terminal.type("Hello\n")
+        figures = r"\x1b\[2m\d+ tokens read .* tokens/s · peak memory [\d.]+ MB.*\x1b\[0m\n"
+        terminal.wait_for("tokens/s")
+        terminal.wait_for("> ")
+        terminal.type("/exit\n")
+        assert terminal.wait_for_end() == 0
+    assert re.search(figures, terminal.screen)
+
+
+# --- with a model that knows something
+
+
+@pytest.mark.skipif(not has_demo("demo"), reason="the demo model is not in this checkout")
+def test_the_demo_in_conversation(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "What is 27 + 58?\n/reset\nWhat is 3 + 4?\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    run = command("chat", "--seed", "1")
+    assert run.code == 0
+    assert "85" in run.out
+    assert "7" in run.out.splitlines()[-1]
