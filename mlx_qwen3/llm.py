@@ -169,21 +169,35 @@ class LLM:
         assert completion is not None  # "end" is always last
         return completion
 
-    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Event]:
+    async def astream(
+        self, prompt: Prompt, *, progress: Progress | None = None, **options: Any
+    ) -> AsyncIterator[Event]:
         """`stream` for asyncio. Cancelling the task, or closing the iterator, stops the work.
 
-        All steps run on one thread of this model's own; several streams take turns.
+        All steps run on one thread of this model's own, where progress is called too; several
+        streams take turns.
         """
         import asyncio
 
         loop = asyncio.get_running_loop()
-        events = await loop.run_in_executor(self._worker, lambda: self.stream(prompt, **options))
+        left = threading.Event()
+
+        def watch(done: int, total: int) -> None:
+            if left.is_set():  # between two chunks of a prompt nobody waits for
+                raise asyncio.CancelledError
+            if progress is not None:
+                progress(done, total)
+
+        events = await loop.run_in_executor(
+            self._worker, lambda: self.stream(prompt, progress=watch, **options)
+        )
         try:
             while (
                 event := await loop.run_in_executor(self._worker, next, events, None)
             ) is not None:
                 yield event
         finally:
+            left.set()
             # Queued behind the step that may still run: a generator cannot be closed within.
             # Not awaited: an event loop that is shutting down would leave it undone.
             self._worker.submit(events.close)

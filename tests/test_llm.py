@@ -664,9 +664,40 @@ def test_cancelling_stops_the_work(make: Make) -> None:
 
     model = counting(before_step=block)
     llm = make(model)
+    kept: list[BaseException] = []  # whose traceback holds every frame it went through
 
     async def main() -> None:
         task = asyncio.create_task(collect_events(llm.astream("x", raw=True, max_tokens=400)))
+        await asyncio.get_running_loop().run_in_executor(None, running.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        kept.append(caught.value)
+        release.set()
+
+    asyncio.run(main())
+    flush(llm)
+    assert len(model.calls) == 5  # the one that was running
+    cache = weakref.ref(model.caches.pop())
+    assert cache() is None
+
+
+@pytest.mark.usefixtures("quiet")
+def test_cancelling_stops_a_long_prompt(make: Make) -> None:
+    """It may take minutes to read: no chunk follows the one that runs."""
+    running, release = threading.Event(), threading.Event()
+
+    def block(model: FakeModel) -> None:
+        running.set()
+        release.wait(timeout=30)
+
+    model = counting(config=FakeConfig(context_length=9000), before_step=block)
+    llm = make(model)
+    reports: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        events = llm.astream("x" * 8000, raw=True, progress=lambda *r: reports.append(r))
+        task = asyncio.create_task(collect_events(events))
         await asyncio.get_running_loop().run_in_executor(None, running.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -675,9 +706,15 @@ def test_cancelling_stops_the_work(make: Make) -> None:
 
     asyncio.run(main())
     flush(llm)
-    assert len(model.calls) == 5  # the one that was running
-    cache = weakref.ref(model.caches.pop())
-    assert cache() is None
+    assert [len(call) for call in model.calls] == [2048]
+    assert reports == []
+    whole = asyncio.run(
+        collect_events(
+            llm.astream("x" * 4000, raw=True, max_tokens=1, progress=lambda *r: reports.append(r))
+        )
+    )
+    assert whole[-1].kind == "end"
+    assert reports == [(2048, 4000), (4000, 4000)]
 
 
 @pytest.mark.usefixtures("quiet")
@@ -754,6 +791,34 @@ def test_an_event_loop_may_close_at_any_time(make: Make) -> None:
     calls = len(model.calls)
     flush(llm)
     assert len(model.calls) == calls < 100
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_event_loop_that_closes_waits_for_no_step(make: Make) -> None:
+    """A stream is broken out of, and one cancelled, while a long step runs."""
+    running, release = threading.Event(), threading.Event()
+
+    def block(model: FakeModel) -> None:
+        if len(model.calls) == 6:
+            running.set()
+            release.wait(timeout=30)
+
+    model = counting(before_step=block)
+    llm = make(model)
+
+    async def main() -> None:
+        broken = llm.astream("x", raw=True, max_tokens=400)
+        await anext(broken)
+        task = asyncio.create_task(collect_events(llm.astream("y", raw=True, max_tokens=400)))
+        await asyncio.get_running_loop().run_in_executor(None, running.wait, 30)
+        assert not task.done()
+
+    try:
+        finishes(lambda: asyncio.run(main()), seconds=10)
+    finally:
+        release.set()
+    flush(llm)
+    assert len(model.calls) == 7
 
 
 @pytest.mark.usefixtures("quiet")

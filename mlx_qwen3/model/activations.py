@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import mlx.core as mx
 
@@ -46,8 +46,14 @@ def gated(hidden_act: str, *, compiled: bool) -> Activation:
 
     compiled: fuse it into one kernel (a gain on a GPU).
     """
-    function = partial(_gate, _BY_NAME[hidden_act])
-    return mx.compile(function, shapeless=True) if compiled else function
+    return _compiled(hidden_act) if compiled else partial(_gate, _BY_NAME[hidden_act])
+
+
+@cache
+def _compiled(hidden_act: str) -> Activation:
+    """Kept for good: MLX finds compiled code by the address of the Python function, and would
+    take the code of a function that is gone for that of another at the same address."""
+    return mx.compile(partial(_gate, _BY_NAME[hidden_act]), shapeless=True)
 
 
 def _gate(act: Callable[[mx.array], mx.array], gate: mx.array, up: mx.array) -> mx.array:

@@ -218,6 +218,17 @@ def test_a_step_writes_in_place(cache: dict[str, Any], tiny_model: Models) -> No
     assert layer.capacity == capacity  # else growing would have been measured
 
 
+def test_freed_memory_is_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that grew leave smaller ones behind, which MLX would keep for ever."""
+    model = FakeModel(lambda ids: 1)
+    loop = TokenLoop(model, model.make_cache(), Sampler(SamplingParams(temperature=0), 288, 0))
+    loop.feed([1])
+    clears: list[int] = []
+    monkeypatch.setattr(mx, "clear_cache", lambda: clears.append(len(model.calls)))
+    take(loop, 520)
+    assert clears == [257, 513]
+
+
 # --- threads and exceptions --------------------------------------------------------------
 
 
