@@ -65,5 +65,5 @@ $(DEV): $(RUN)
 
 $(REFERENCE): $(DEV)
 	@echo 'Installing torch and transformers (once; on Linux this can be gigabytes)'
-	@$(PIP) install '$(TORCH)' transformers
+	@$(PIP) install '$(TORCH)' transformers accelerate
 	@touch $@

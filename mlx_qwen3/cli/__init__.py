@@ -66,12 +66,14 @@ def build_app() -> typer.Typer:
 def _commands() -> list[Callable[..., None]]:
     # Imported here, not above: a name bound in this module would hide its own submodule.
     from mlx_qwen3.cli.chat import chat
+    from mlx_qwen3.cli.convert import convert
     from mlx_qwen3.cli.doctor import doctor
+    from mlx_qwen3.cli.eval import eval
     from mlx_qwen3.cli.generate import generate
     from mlx_qwen3.cli.models import models
     from mlx_qwen3.cli.pull import pull
 
-    return [generate, chat, models, pull, doctor]
+    return [generate, chat, convert, eval, models, pull, doctor]
 
 
 def _start(

@@ -3,7 +3,8 @@
     python tests/bench/random_checkpoint.py 0.6b --bits 4 --out /tmp/shape-0.6b
 
 Written in MLX format, a tensor at a time; quantized tensors are random integers, so nothing is
-ever quantized. What such a model says is noise; how fast it says it is not.
+ever quantized. What such a model says is noise; how fast it says it is not. With --bits 16 it is
+a bfloat16 checkpoint in the layout of the published ones, to convert.
 """
 
 from __future__ import annotations
@@ -50,14 +51,19 @@ def config_of(release: Release) -> dict[str, Any]:
     }
 
 
-def write(release: Release, bits: int, folder: Path) -> Path:
-    """Write the checkpoint; returns the folder."""
+def write(release: Release, bits: int, folder: Path, layers: int | None = None) -> Path:
+    """Write the checkpoint, or its first layers; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(release)
-    tensors = dict(_mlx_names(tensor_shapes(ModelConfig.from_dict(config))))
-    entries = [entry for name, shape in tensors.items() for entry in _stored(name, shape, bits)]
-    quantization = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
-    config |= {"quantization": quantization, "quantization_config": quantization}
+    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
+    tensors = tensor_shapes(ModelConfig.from_dict(config))
+    if bits == 16:
+        entries = [(name, "uint16", shape) for name, shape in tensors.items()]
+    else:
+        stacked = dict(_mlx_names(tensors))
+        entries = [one for name, shape in stacked.items() for one in _stored(name, shape, bits)]
+        quantization = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
+        config |= {"quantization": quantization, "quantization_config": quantization}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _write_safetensors(folder / "model.safetensors", entries)
     return folder
@@ -113,6 +119,9 @@ def _values(
 ) -> np.ndarray[Any, Any]:
     if dtype == "uint32":
         return generator.integers(0, 1 << 32, shape, dtype=np.uint32)
+    if len(shape) == 2 and name.endswith(".weight"):
+        values = np.resize(generator.standard_normal(1 << 20, np.float32), shape) / shape[-1] ** 0.5
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
     # Integers of 0..2^bits-1 around their middle; a scale that gives a unit-gain projection.
     value = {"scales": 0.004, "biases": -0.03}.get(name.rsplit(".", 1)[1], 1.0)
     bits = np.full(shape, value, np.float32).view(np.uint32)
@@ -124,8 +133,10 @@ def main() -> None:
     parser.add_argument("release")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--layers", type=int, help="fewer layers than the release has")
     arguments = parser.parse_args()
-    print(write(find(arguments.release).release, arguments.bits, arguments.out))
+    release = find(arguments.release).release
+    print(write(release, arguments.bits, arguments.out, arguments.layers))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def test_help_is_fast() -> None:
     assert min(once() for _ in range(4)) < 0.35
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "models", "pull", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["generate", "chat", "convert", "eval", "models", "pull", "doctor"]
+)
 def test_every_command_has_help(command: str) -> None:
     done = mlx_qwen3(command, "--help")
     assert done.returncode == 0
@@ -71,7 +73,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_help_lists_only_what_exists() -> None:
     done = mlx_qwen3("--help")
     listed = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line]
-    assert sorted(listed) == ["chat", "doctor", "generate", "models", "pull"]
+    assert sorted(listed) == ["chat", "convert", "doctor", "eval", "generate", "models", "pull"]
 
 
 def test_version() -> None:

@@ -1,0 +1,225 @@
+"""One conversion from start to end: plan, write, carry over, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen3.errors import OptionError
+from mlx_qwen3.model.config import ModelConfig
+from mlx_qwen3_convert.ahead import ahead
+from mlx_qwen3_convert.card import model_card
+from mlx_qwen3_convert.carry import output_config, output_generation_config
+from mlx_qwen3_convert.formats import SCALED, parse_format
+from mlx_qwen3_convert.plan import Action, Matrix, Plan, make_plan, report, require_dtype
+from mlx_qwen3_convert.quantize import pack_block, read_piece
+from mlx_qwen3_convert.readers import open_source
+from mlx_qwen3_convert.readers.base import FloatType, Source
+from mlx_qwen3_convert.recipes import DEFAULT, Recipe, Rule, find_recipe, uniform
+from mlx_qwen3_convert.writer import Layout, PartialOutput
+
+# Called with (bytes written, bytes to write).
+Progress = Callable[[int, int], None]
+Piece = tuple[Matrix, int]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    recipe: a name or a file; bits, group_size, mode: a uniform format instead. With none of
+    them, a quantized source is imported exactly and any other gets the default recipe.
+    rules: pattern -> format word, over the recipe's own. dtype: of scales and of what stays
+    unquantized; None: the source's.
+    """
+
+    recipe: str | None = None
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str | None = None
+    dtype: str | None = None
+    rules: Mapping[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def chosen(self) -> Recipe | None:
+        """The recipe these options ask for. Raises OptionError where they contradict."""
+        uniform_options = (self.bits, self.group_size, self.mode) != (None, None, None)
+        if self.recipe is not None and uniform_options:
+            raise OptionError("recipe and bits, group size or mode exclude each other; give one")
+        recipe = find_recipe(self.recipe) if self.recipe is not None else self._uniform()
+        if self.rules:
+            recipe = (recipe or find_recipe(DEFAULT)).with_rules(self.rules)
+        return recipe
+
+    def required_rules(self) -> list[Rule]:
+        """The rules a user wrote: each must match something."""
+        return [Rule(pattern, parse_format(word)) for pattern, word in self.rules.items()]
+
+    def _uniform(self) -> Recipe | None:
+        if self.mode not in (None, "affine"):
+            return self._scaled(str(self.mode))
+        if (self.bits, self.group_size, self.mode) == (None, None, None):
+            return None
+        return uniform(4 if self.bits is None else self.bits, self.group_size or 64)
+
+    def _scaled(self, mode: str) -> Recipe:
+        if mode not in SCALED:
+            raise OptionError(f"mode is {mode!r}; expected affine or one of {', '.join(SCALED)}")
+        only = SCALED[mode]
+        for name, given in (("bits", self.bits), ("group_size", self.group_size)):
+            if given not in (None, getattr(only, name)):
+                raise OptionError(
+                    f"{mode} has {name.replace('_', ' ')} {getattr(only, name)} only; leave it out"
+                )
+        return find_recipe(mode)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a conversion did. nbytes: of the weights; actions: how many modules met each fate."""
+
+    folder: Path
+    source_format: str
+    recipe: str | None
+    dtype: FloatType
+    nbytes: int
+    bits_per_weight: float
+    actions: Mapping[Action, int]
+    modules: list[dict[str, object]]
+    resumed_bytes: int = 0
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Convert the checkpoint in `source` (a folder or .gguf file) into the folder `out`.
+
+    name: what the model card calls the source. Output is built beside `out` and renamed at the
+    end; an interrupted run is resumed by calling this again. Raises OptionError (out exists,
+    impossible options), ConfigError and WeightsError (naming the tensor), Qwen3Error (disk).
+    """
+    options = options or Options()
+    target = Path(out)
+    if target.exists() and not options.overwrite:
+        raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+    recipe = options.chosen()
+    opened = open_source(source)
+    try:
+        plan = _plan(opened, options, recipe)
+        job = _Job(opened, plan, target, name or str(source), progress)
+        return job.run(_digest(Path(source), plan), overwrite=options.overwrite)
+    finally:
+        opened.close()
+
+
+def _plan(source: Source, options: Options, recipe: Recipe | None) -> Plan:
+    config = ModelConfig.from_dict(source.config)
+    dtype = require_dtype(options.dtype or config.torch_dtype or "bfloat16")
+    plan = make_plan(source, recipe=recipe, fallback=find_recipe(DEFAULT), dtype=dtype)
+    if recipe is not None:
+        paths = [matrix.path for matrix in plan.matrices if matrix.columns]
+        recipe.check(paths, required=options.required_rules())
+    return plan
+
+
+class _Job:
+    """The work itself, once it is clear what it is."""
+
+    def __init__(
+        self, source: Source, plan: Plan, target: Path, name: str, progress: Progress | None
+    ) -> None:
+        self._source = source
+        self._plan = plan
+        self._target = target
+        self._name = name
+        self._progress = progress
+        self._layout = Layout(plan)
+
+    def run(self, digest: str, *, overwrite: bool) -> Result:
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        with PartialOutput(self._target, self._layout, digest) as output:
+            resumed = self._write_weights(output)
+            self._write_side_files(output.folder)
+            output.finish(overwrite=overwrite)
+        return self._result(resumed)
+
+    def _write_weights(self, output: PartialOutput) -> int:
+        """Write every piece an earlier run did not; returns the bytes that it did."""
+        pieces = [(m, piece) for m in self._plan.matrices for piece in range(len(m.pieces))]
+        todo = [one for one in pieces if not output.has(*one)]
+        resumed = done = self._plan.nbytes - sum(_size(matrix) for matrix, _ in todo)
+        blocks = itertools.groupby(ahead(self._read(todo)), key=itemgetter(0))
+        for (matrix, piece), group in blocks:
+            output.write(matrix, piece, (pack_block(matrix, block) for _, block in group))
+            done += _size(matrix)
+            if self._progress is not None:
+                self._progress(done, self._plan.nbytes)
+            mx.clear_cache()
+        return resumed
+
+    def _read(self, todo: list[Piece]) -> Iterator[tuple[Piece, list[mx.array]]]:
+        for matrix, piece in todo:
+            for block in read_piece(self._source, matrix, piece):
+                yield (matrix, piece), block
+
+    def _write_side_files(self, folder: Path) -> None:
+        self._source.write_side_files(folder)
+        config = output_config(self._source.config, self._plan)
+        _write_json(folder / "config.json", config)
+        generation = output_generation_config(self._source)
+        if generation is not None:
+            _write_json(folder / "generation_config.json", generation)
+        _write_json(folder / "model.safetensors.index.json", self._layout.index())
+        card = model_card(self._name, self._source.format, self._plan)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _result(self, resumed: int) -> Result:
+        plan = self._plan
+        actions: dict[Action, int] = {}
+        for matrix in plan.matrices:
+            actions[matrix.action] = actions.get(matrix.action, 0) + 1
+        return Result(
+            folder=self._target,
+            source_format=self._source.format,
+            recipe=None if plan.recipe is None else plan.recipe.name,
+            dtype=plan.dtype,
+            nbytes=plan.nbytes,
+            bits_per_weight=plan.bits_per_weight,
+            actions=actions,
+            modules=report(plan),
+            resumed_bytes=resumed,
+        )
+
+
+def _size(matrix: Matrix) -> int:
+    """Bytes of one piece."""
+    return matrix.nbytes // len(matrix.pieces)
+
+
+def _digest(source: Path, plan: Plan) -> str:
+    """What a partial output belongs to: these files, converted in this way."""
+    files = [source] if source.is_file() else sorted(source.iterdir())
+    facts: dict[str, Any] = {
+        "files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()],
+        "plan": [[matrix.pieces, repr(matrix)] for matrix in plan.matrices],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

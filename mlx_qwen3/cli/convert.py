@@ -1,0 +1,107 @@
+"""`mlx-qwen3 convert`: any Qwen3 checkpoint to an MLX folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mlx_qwen3_convert.job import Result
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder, .gguf file, short name or repo id.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to make.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="4bit, 8bit, 6bit, 5bit, 3bit, mxfp4, nvfp4, mxfp8, bf16 or a file."),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits per weight, every matrix alike.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Weights per scale: 32, 64, 128.")] = None,
+    mode: Annotated[str | None, typer.Option(help="affine, mxfp4, nvfp4 or mxfp8.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATTERN=FORMAT", help="'layers.*.mlp.down_proj=6'; again."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32, of scales and norms.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Quantize a checkpoint, or import a quantized one exactly, in bounded memory.
+
+    Without --recipe, --bits or --mode: what is quantized is imported as it is, everything else
+    becomes 4-bit affine with groups of 64. An interrupted conversion goes on where it stopped.
+    """
+    from mlx_qwen3.cli.display import download_bar, print_json
+    from mlx_qwen3_convert.job import Options
+    from mlx_qwen3_convert.job import convert as run
+
+    options = Options(recipe, bits, group_size, mode, dtype, _rules(set_ or []), overwrite)
+    folder = _locate(source)
+    with download_bar("converting") as progress:
+        result = run(folder, out, options, name=source, progress=progress)
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        print("\n".join(_describe(result)))
+
+
+def _locate(source: str) -> str:
+    """A file or folder as it is; anything else is downloaded, or found where it was."""
+    from pathlib import Path
+
+    from mlx_qwen3 import hub
+    from mlx_qwen3.cli.display import download_bar
+
+    if Path(source).exists():
+        return source
+    with download_bar(source) as progress:
+        return str(hub.resolve(source, progress=progress))
+
+
+def _rules(words: list[str]) -> dict[str, str]:
+    from mlx_qwen3.errors import OptionError
+
+    rules = {}
+    for word in words:
+        pattern, equals, stored = word.rpartition("=")
+        if not equals or not pattern or not stored:
+            raise OptionError(f"--set {word}: expected PATTERN=FORMAT, as in '*.down_proj=6'")
+        rules[pattern] = stored
+    return rules
+
+
+def _describe(result: Result) -> list[str]:
+    from mlx_qwen3.cli.display import size_text
+
+    fates = {
+        "exact": "repacked exactly",
+        "quantized": "quantized",
+        "requantized": "quantized again (no exact form)",
+        "copied": "kept in floating point",
+    }
+    said = [f"{fates[action]}: {count}" for action, count in result.actions.items()]
+    return [
+        f"{result.folder}  {size_text(result.nbytes)}, "
+        f"{result.bits_per_weight:.2f} bits per weight",
+        f"from {result.source_format}; tensors {', '.join(said)}",
+    ]
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    return {
+        "folder": str(result.folder),
+        "source_format": result.source_format,
+        "recipe": result.recipe,
+        "dtype": result.dtype,
+        "bytes": result.nbytes,
+        "bits_per_weight": result.bits_per_weight,
+        "actions": dict(result.actions),
+        "resumed_bytes": result.resumed_bytes,
+        "tensors": result.modules,
+    }
