@@ -20,11 +20,11 @@ from pathlib import Path
 from mlx_qwen3.model.linear import Quantization
 from mlx_qwen3.model.policy import DTYPES
 from mlx_qwen3.model.weights import load_model
-from mlx_qwen3_convert.budget import spend
+from mlx_qwen3_convert.budget import Harms, Paths, fitting, spend
 from mlx_qwen3_convert.calibration import CALIBRATION, read_text, read_windows
 from mlx_qwen3_convert.evaluate import Score
 from mlx_qwen3_convert.groups import Group
-from mlx_qwen3_convert.mixed import FLOAT, plan_for
+from mlx_qwen3_convert.mixed import FLOAT, part_of, plan_for
 from mlx_qwen3_convert.plan import Plan
 from mlx_qwen3_convert.recipes import Recipe
 from mlx_qwen3_convert.sensitivity import CANDIDATES, Bench, Sensitivity, measure
@@ -87,6 +87,7 @@ def auto_recipe(
     bundled text. dtype: of scales, as in `convert`. Raises OptionError when the budget is too
     small, or the checkpoint is quantized already.
     """
+    _require_possible(plan_for(Path(folder), FLOAT, dtype=dtype), bits_per_weight)
     measured = measure_folder(
         folder, calibration=calibration, tokens=tokens, dtype=dtype, progress=progress
     )
@@ -121,6 +122,16 @@ def choose_recipe(measured: Measured, bits_per_weight: float) -> Choice:
     spent = spend(f"auto-{bits_per_weight:g}", measured.plan, costs, bits_per_weight)
     formats = {groups[paths]: stored for paths, stored in spent.formats.items()}
     return Choice(spent.recipe, formats, spent.bits_per_weight, spent.harm)
+
+
+def _require_possible(plan: Plan, bits_per_weight: float) -> None:
+    """Refuse a budget that is too small before anything is measured. Raises OptionError."""
+    parts: dict[Paths, Harms] = {
+        (matrix.path,): dict.fromkeys(fitting(matrix.columns, CANDIDATES), 0.0)
+        for matrix in plan.matrices
+        if part_of(matrix.path) is not None and fitting(matrix.columns, CANDIDATES)
+    }
+    spend("", plan, parts, bits_per_weight)
 
 
 def write_recipe(recipe: Recipe, file: Path) -> None:

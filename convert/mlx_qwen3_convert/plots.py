@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlx_qwen3.model.linear import Quantization
-from mlx_qwen3_convert.auto import Choice
+from mlx_qwen3_convert.auto import Choice, Measured, write_recipe
 from mlx_qwen3_convert.formats import describe
 from mlx_qwen3_convert.groups import EMBED, Group
 from mlx_qwen3_convert.sensitivity import Sensitivity
@@ -155,6 +156,14 @@ def sensitivity_plot(
     height = top + (max(row for row, _, _ in places) + 1) * _ROW + 10
     head = [text(20, 28, title, "title"), text(20, 50, said, "faint")]
     return svg(wide, height, [*head, *heads, *cells])
+
+
+def write_reasons(choice: Choice, measured: Measured, folder: Path) -> None:
+    """Beside the weights of a conversion: recipe.json, and sensitivities.svg that explains it."""
+    write_recipe(choice.recipe, folder / "recipe.json")
+    title = f"{folder.name}: sensitivities, and formats at {choice.bits_per_weight:.2f} bits"
+    picture = sensitivity_plot(measured.sensitivities, choice, title=title)
+    (folder / "sensitivities.svg").write_text(picture, encoding="utf-8")
 
 
 def _place(group: Group, parts: Sequence[str], layers: int) -> tuple[int, int, int]:

@@ -34,6 +34,7 @@ class Job:
     context: int
     dtype: str | None
     exact: bool
+    calibration: str | None
 
 
 def eval(
@@ -49,6 +50,9 @@ def eval(
     ] = None,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="A UTF-8 text; default: the bundled one.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What --recipe auto-BITS measures on.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read at most.")] = TOKENS,
     context: Annotated[int, typer.Option(help="Tokens that are read together.")] = 512,
@@ -79,7 +83,7 @@ def eval(
         raise OptionError("--recipe takes one MODEL, which is the reference; leave the rest out")
     if recipe and exact:
         raise OptionError("--exact runs the reference anew, which --recipe does not; leave one out")
-    job = Job(read_text(text, EVALUATION), tokens, context, dtype, exact)
+    job = Job(read_text(text, EVALUATION), tokens, context, dtype, exact, calibration)
     rows = _recipes(models[0], recipe, job) if recipe else _checkpoints(models, reference, job)
     against = models[0] if recipe else reference
     if plot is not None:
@@ -155,6 +159,7 @@ def _recipes(model: str, recipes: Sequence[str], job: Job) -> list[Row]:
             text=job.text,
             context=job.context,
             tokens=job.tokens,
+            calibration=job.calibration,
             dtype=job.dtype,
             progress=progress,
         )

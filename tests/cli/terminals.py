@@ -97,7 +97,7 @@ class Terminal:
         """
         while shows not in self.screen[self._seen :]:
             self.type(CTRL_C)
-            if not self._read(time.monotonic() + 0.5) and self._process.poll() is not None:
+            if not self._read(time.monotonic() + 3) and self._process.poll() is not None:
                 break
         self.wait_for(shows)
 

@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache/mlx-qwen3/references"
 
 
-SHORT = ("--tokens", "120", "--context", "60")
+SHORT = ("--tokens", "60", "--context", "30")
 
 
 def test_the_table_without_a_reference(source: Path, quantized: Path, command: Command) -> None:
@@ -44,7 +44,7 @@ def test_the_table_without_a_reference(source: Path, quantized: Path, command: C
     assert first.split()[0] == "source"
     assert "16.00" in first
     assert second.split()[0] == "quantized"
-    assert "118 tokens predicted" in done.out
+    assert "58 tokens predicted" in done.out
 
 
 def test_the_table_with_a_reference(source: Path, quantized: Path, command: Command) -> None:
@@ -67,7 +67,7 @@ def test_json_and_what_is_kept(
     assert len(list(cache.iterdir())) == 1
     model = kept["models"][0]
     assert model["name"] == "quantized"
-    assert model["tokens"] == 118
+    assert model["tokens"] == 58
     assert model["bits_per_weight"] == pytest.approx(4.5, abs=0.1)
     assert model["kl"]["exact"] is True
     assert model["kl"]["mean"] == pytest.approx(exact["models"][0]["kl"]["mean"], rel=1e-4)

@@ -38,15 +38,16 @@ from mlx_qwen3_convert.job import Options, convert
 from mlx_qwen3_convert.mixed import (
     CANDIDATES,
     FLOAT,
+    AnyRecipe,
     Mixed,
     find_any_recipe,
     mixed_recipe,
     plan_for,
 )
-from mlx_qwen3_convert.plan import Plan, make_plan
-from mlx_qwen3_convert.plots import Point, best, quality_plot, sensitivity_plot
+from mlx_qwen3_convert.plan import make_plan
+from mlx_qwen3_convert.plots import Point, best, quality_plot, sensitivity_plot, write_reasons
 from mlx_qwen3_convert.readers.base import SourceTensor
-from mlx_qwen3_convert.recipes import find_recipe, read_recipe
+from mlx_qwen3_convert.recipes import Recipe, find_recipe, read_recipe
 from mlx_qwen3_convert.sensitivity import Bench, measure
 from tests.checkpoints import make_tensors, write_checkpoint, write_weights
 from tests.model.tiny_models import TINY_MODELS
@@ -64,23 +65,26 @@ CONFIGS = {
     "moe": TINY_MODELS["moe"].config | SIZES,
 }
 FRAGILE = "model.layers.1.mlp.down_proj"
-FEW = tuple(affine(bits, 64) for bits in (3, 4, 6))
 
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with one matrix that rounding ruins: a far outlier in every group."""
+    """A checkpoint with one matrix that rounding ruins: a far outlier in every group.
+
+    The outliers are multiplied with zeros, so that nothing but the rounding notices them.
+    """
     config = CONFIGS["dense"]
     folder = write_checkpoint(tmp_path_factory.mktemp("fragile") / "model", config, 1)
     tensors = make_tensors(config, 1)
-    tensors[f"{FRAGILE}.weight"][:, ::64] *= 12
+    tensors[f"{FRAGILE}.weight"][:, ::64] *= 40
+    tensors["model.layers.1.mlp.up_proj.weight"][::64] = 0
     write_weights(folder, tensors, "bfloat16")
     return folder
 
 
 @pytest.fixture(scope="module")
 def measured(fragile: Path) -> Measured:
-    return measure_folder(fragile, tokens=200, context=100)
+    return measure_folder(fragile, tokens=100, context=100)
 
 
 # --- the knapsack
@@ -153,24 +157,22 @@ def test_a_cost_is_the_divergence_of_the_model_with_that_part_rounded(
 
 
 def test_a_fragile_part_comes_out_on_top(measured: Measured) -> None:
-    costs = {one.group.paths: one.costs for one in measured.sensitivities}
-    per_weight = {
-        paths: cost[affine(4, 64)] / sum(size(measured.plan, path) for path in paths)
-        for paths, cost in costs.items()
-    }
-    inside = {paths: cost for paths, cost in per_weight.items() if "layers" in paths[0]}
-    assert max(inside, key=inside.__getitem__) == (FRAGILE,)
-    same = costs[("model.layers.0.mlp.down_proj",)]
-    assert costs[(FRAGILE,)][affine(4, 64)] > 3 * same[affine(4, 64)]
+    for stored in (affine(3, 64), affine(4, 64), affine(5, 128)):
+        costs = {one.group.paths: one.costs[stored] for one in measured.sensitivities}
+        assert max(costs, key=costs.__getitem__) == (FRAGILE,)
+    chosen = choose_recipe(measured, 4.5).recipe
+    assert bits_of(chosen, FRAGILE) > bits_of(chosen, "model.layers.0.mlp.down_proj")
 
 
-def size(plan: Plan, path: str) -> int:
-    return next(matrix.weights for matrix in plan.matrices if matrix.path == path)
+def bits_of(recipe: Recipe, path: str) -> int:
+    stored = recipe.format_of(path)
+    assert stored is not None
+    return stored.bits
 
 
 def test_a_quantized_checkpoint_is_refused(fragile: Path, tmp_path: Path) -> None:
     folder = convert(fragile, tmp_path / "out", Options(bits=4)).folder
-    with pytest.raises(OptionError, match="quantized already.*--recipe bf16"):
+    with pytest.raises(OptionError, match=r"quantized already.*--recipe bf16"):
         find_groups(load_model(folder))
 
 
@@ -207,17 +209,36 @@ def test_an_impossible_budget_says_what_is_possible(measured: Measured) -> None:
         choose_recipe(measured, 1.5)
 
 
-def test_auto_beats_mixed_beats_uniform(fragile: Path, measured: Measured) -> None:
+def test_an_impossible_budget_is_refused_before_measuring(fragile: Path) -> None:
+    def work(*_: int) -> None:
+        raise AssertionError("it measured")
+
+    with pytest.raises(OptionError, match=r"expected 2\.\d\d or more"):
+        auto_recipe(fragile, 1.5, progress=work)
+
+
+def test_auto_beats_mixed_and_uniform(fragile: Path, measured: Measured) -> None:
     uniform = find_recipe("4bit")
     bits = plan_for(fragile, uniform).bits_per_weight
     automatic = choose_recipe(measured, bits).recipe
+    found = divergences(fragile, [automatic, Mixed("mixed", bits), uniform], bits)
+    assert found[0] == 0  # the model itself
+    assert found[1] < min(found[2:]) / 2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_mixed_beats_uniform(name: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", CONFIGS[name], 1, dtype="bfloat16")
+    bits = plan_for(folder, find_recipe("4bit")).bits_per_weight
+    found = divergences(folder, [Mixed("mixed", bits), find_recipe("4bit")], bits)
+    assert found[1] < found[2]
+
+
+def divergences(folder: Path, recipes: list[AnyRecipe], bits: float) -> list[float]:
     text = read_text(None, "calibration")
-    recipes = [uniform, Mixed("mixed", bits), automatic]
-    found = compare(fragile, recipes, text=text, tokens=200, context=100)
+    found = compare(folder, recipes, text=text, tokens=100, context=100)
     assert all(size.bits_per_weight <= bits for size, _ in found[1:])
-    costs = [score.divergence.mean for _, score in found if score.divergence]
-    assert costs[0] == 0  # the model itself
-    assert costs[1] > costs[2] > costs[3]
+    return [score.divergence.mean for _, score in found if score.divergence]
 
 
 def test_a_recipe_is_scored_as_its_conversion_is(
@@ -342,6 +363,13 @@ def test_mixed_takes_whatever_bits_are_asked_for(fragile: Path) -> None:
 
 
 # --- pictures
+
+
+def test_a_conversion_takes_its_reasons_along(measured: Measured, tmp_path: Path) -> None:
+    choice = choose_recipe(measured, 4.5)
+    write_reasons(choice, measured, tmp_path)
+    assert read_recipe(tmp_path / "recipe.json") == choice.recipe
+    assert "qkv" in texts((tmp_path / "sensitivities.svg").read_text())
 
 
 def texts(picture: str) -> list[str]:

@@ -1,0 +1,227 @@
+"""Learned quantization by mlx-lm: the roundings are chosen so that the outputs stay close.
+
+    gptq   each column's rounding error is pushed into the columns still to be rounded
+    awq    channels that matter are scaled up before rounding (dense models)
+    dwq    scales and biases of a conversion are trained towards the original's predictions
+
+mlx-lm does the work on its own model, in memory; ours are the calibration text, the conversion
+that it starts from (any source format, any recipe for dwq) and routers that keep 8 bits.
+References: arXiv:2210.17323, arXiv:2306.00978, mlx_lm/LEARNED_QUANTS.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen3.device import Device
+from mlx_qwen3.errors import OptionError
+from mlx_qwen3.model.policy import DTYPES
+from mlx_qwen3_convert.calibration import CALIBRATION, Window, read_text, read_windows
+from mlx_qwen3_convert.job import Options, convert
+from mlx_qwen3_convert.plan import require_dtype
+from mlx_qwen3_convert.readers import open_source
+from mlx_qwen3_convert.readers.base import FloatType
+
+# Written anew; the other files are copied from the conversion that a method starts from.
+_OWN_FILES = ("config.json", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How to learn. bits, group_size: of gptq and awq; recipe: what dwq starts from.
+
+    context: tokens of a window. epochs, learning_rate, batch_size: of dwq, passes over the text.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    recipe: str | None = None
+    calibration: str | Path | None = None
+    context: int = 512
+    epochs: int = 4
+    learning_rate: float = 1e-5
+    batch_size: int = 4
+    dtype: str | None = None
+    overwrite: bool = False
+
+
+def learned(method: str, source: str | Path, out: str | Path, how: Learning | None = None) -> Path:
+    """Quantize the checkpoint `source` into the folder `out` by "gptq", "awq" or "dwq".
+
+    Needs memory for the whole model in floating point, for dwq beside the quantized one.
+    mlx-lm shows its own progress on stderr. Raises OptionError for what a method cannot do.
+    """
+    how = how or Learning()
+    target = Path(out)
+    if target.exists() and not how.overwrite:
+        raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+    if method not in _METHODS:
+        raise OptionError(f"learned is {method!r}; expected one of {', '.join(_METHODS)}")
+    work = target.with_name(target.name + ".learning")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        _learn(method, source, work, how)
+        if target.exists():
+            shutil.rmtree(target)
+        (work / "out").rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _learn(method: str, source: str | Path, work: Path, how: Learning) -> None:
+    dtype = how.dtype or _source_dtype(source)
+    # In the dtype that this machine computes fast in; mlx-lm reads what we write.
+    computing = Device.current().default_dtype()
+    original = convert(source, work / "original", Options(recipe="bf16", dtype=computing)).folder
+    text = read_text(how.calibration, CALIBRATION)
+    windows = read_windows(original, text=text, context=how.context)
+    windows = [window for window in windows if len(window) == how.context]
+    if not windows:
+        raise OptionError(f"the calibration text has fewer than {how.context} tokens; give more")
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of mlx-lm's imports; and it prints how far it is
+        model = _METHODS[method](original, windows, how, work)
+    _write(model, original, work / "out", require_dtype(dtype), method)
+
+
+def _source_dtype(source: str | Path) -> str:
+    opened = open_source(source)
+    try:
+        return str(opened.config.get("torch_dtype") or "bfloat16")
+    finally:
+        opened.close()
+
+
+def _gptq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
+    if how.bits not in (2, 4, 8):
+        raise OptionError(f"bits is {how.bits}; mlx-lm's gptq makes 2, 4 and 8")
+    from mlx_lm.quant.gptq import gptq_quantize
+
+    model = _load(original)
+    _quantize_routers(model)
+    fallback = max(how.bits, 6)
+    data = mx.array(list(windows))
+    return gptq_quantize(
+        model, data, how.bits, how.group_size, fallback, how.group_size, batch_size=1
+    )[0]
+
+
+def _awq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
+    from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize
+
+    model_type = json.loads((original / "config.json").read_text())["model_type"]
+    if model_type not in AWQ_MODEL_CONFIGS:
+        raise OptionError("mlx-lm's awq knows dense Qwen3 models only; use gptq or dwq")
+    model = _load(original)
+    awq_quantize(
+        model,
+        mx.array(list(windows)),
+        AWQ_MODEL_CONFIGS[model_type],
+        bits=how.bits,
+        group_size=how.group_size,
+        embed_bits=max(how.bits, 6),
+        embed_group_size=how.group_size,
+    )
+    return model
+
+
+def _dwq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
+    import mlx.optimizers as optimizers
+    from mlx_lm.quant.dwq import dwq_quantize
+
+    if len(windows) < how.batch_size:
+        how = replace(how, batch_size=len(windows))
+    options = _student_options(how)
+    student = _load(convert(original, work / "student", options).folder)
+    teacher = _load(original)
+    examples = [(window, 0) for window in windows]
+    dwq_quantize(
+        student,
+        lambda batch, index, split: teacher(batch),
+        optimizers.Adam(learning_rate=how.learning_rate, bias_correction=True),
+        examples * how.epochs,
+        examples[: 4 * how.batch_size],
+        batch_size=how.batch_size,
+        max_seq_length=how.context,
+        seed=0,
+        dtype=DTYPES[Device.current().default_dtype()],
+    )
+    return student
+
+
+def _student_options(how: Learning) -> Options:
+    if how.recipe is not None:
+        return Options(recipe=how.recipe)
+    return Options(bits=how.bits, group_size=how.group_size)
+
+
+_METHODS: Mapping[str, Callable[[Path, Sequence[Window], Learning, Path], Any]] = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "dwq": _dwq,
+}
+
+
+def _load(folder: Path) -> Any:
+    """As mlx-lm sees it."""
+    from mlx_lm.utils import load_model
+
+    return load_model(folder)[0]
+
+
+def _quantize_routers(model: Any) -> None:
+    """To 8 bits beforehand: mlx-lm would round them like everything else."""
+    for layer in model.layers:
+        router = getattr(layer.mlp, "gate", None)
+        if router is not None and router.weight.shape[-1] % 64 == 0:
+            layer.mlp.gate = router.to_quantized(group_size=64, bits=8)
+
+
+def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: str) -> None:
+    """The folder of an mlx-lm model, in the layout of a conversion."""
+    from mlx.utils import tree_map
+    from mlx_lm.utils import save_model
+
+    model.update(tree_map(lambda value: _cast(value, DTYPES[dtype]), model.parameters()))
+    save_model(folder, model)
+    quantization = _quantization(model)
+    config = json.loads((original / "config.json").read_text(encoding="utf-8")) | {
+        "quantization": quantization,
+        "quantization_config": quantization,
+        "torch_dtype": dtype,
+    }
+    text = json.dumps(dict(sorted(config.items())), indent=4, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    for file in original.iterdir():
+        if file.suffix != ".safetensors" and file.name not in _OWN_FILES and file.is_file():
+            shutil.copy(file, folder / file.name)
+    card = folder / "README.md"
+    words = card.read_text(encoding="utf-8").partition("converted by mlx-qwen3")
+    card.write_text(f"{words[0]}quantized by mlx-qwen3 with mlx-lm's {method}.\n", encoding="utf-8")
+
+
+def _cast(value: mx.array, dtype: mx.Dtype) -> mx.array:
+    return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+def _quantization(model: Any) -> dict[str, Any]:
+    """config.json's table: the commonest format, and the modules that differ."""
+    formats = {
+        name: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        for name, module in model.named_modules()
+        if hasattr(module, "bits") and hasattr(module, "group_size")
+    }
+    spelled = [json.dumps(value) for value in formats.values()]
+    default = json.loads(max(set(spelled), key=spelled.count))
+    return {**default, **{name: value for name, value in formats.items() if value != default}}
