@@ -20,6 +20,7 @@ from mlx_qwen3_convert.ahead import ahead
 from mlx_qwen3_convert.card import model_card
 from mlx_qwen3_convert.carry import output_config, output_generation_config
 from mlx_qwen3_convert.formats import SCALED, parse_format
+from mlx_qwen3_convert.mixed import AnyRecipe, Mixed, find_any_recipe
 from mlx_qwen3_convert.plan import Action, Matrix, Plan, make_plan, report, require_dtype
 from mlx_qwen3_convert.quantize import pack_block, read_piece
 from mlx_qwen3_convert.readers import open_source
@@ -37,13 +38,13 @@ log = logging.getLogger(__name__)
 class Options:
     """How to convert.
 
-    recipe: a name or a file; bits, group_size, mode: a uniform format instead. With none of
-    them, a quantized source is imported exactly and any other gets the default recipe.
+    recipe: a name, a file or a recipe; bits, group_size, mode: a uniform format instead. With
+    none of them, a quantized source is imported exactly, any other gets the default recipe.
     rules: pattern -> format word, over the recipe's own. dtype: of scales and of what stays
     unquantized; None: the source's.
     """
 
-    recipe: str | None = None
+    recipe: str | AnyRecipe | None = None
     bits: int | None = None
     group_size: int | None = None
     mode: str | None = None
@@ -51,12 +52,16 @@ class Options:
     rules: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
 
-    def chosen(self) -> Recipe | None:
+    def chosen(self) -> AnyRecipe | None:
         """The recipe these options ask for. Raises OptionError where they contradict."""
         uniform_options = (self.bits, self.group_size, self.mode) != (None, None, None)
         if self.recipe is not None and uniform_options:
             raise OptionError("recipe and bits, group size or mode exclude each other; give one")
-        recipe = find_recipe(self.recipe) if self.recipe is not None else self._uniform()
+        recipe: AnyRecipe | None
+        if isinstance(self.recipe, str):
+            recipe = find_any_recipe(self.recipe)
+        else:
+            recipe = self._uniform() if self.recipe is None else self.recipe
         if self.rules:
             recipe = (recipe or find_recipe(DEFAULT)).with_rules(self.rules)
         return recipe
@@ -115,8 +120,7 @@ def convert(
     """
     options = options or Options()
     target = Path(out)
-    if target.exists() and not options.overwrite:
-        raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+    require_free(target, overwrite=options.overwrite)
     recipe = options.chosen()
     opened = open_source(source)
     try:
@@ -127,9 +131,17 @@ def convert(
         opened.close()
 
 
-def _plan(source: Source, options: Options, recipe: Recipe | None) -> Plan:
+def require_free(target: Path, *, overwrite: bool) -> None:
+    """Raise OptionError when the output folder exists and may not be replaced."""
+    if target.exists() and not overwrite:
+        raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+
+
+def _plan(source: Source, options: Options, recipe: AnyRecipe | None) -> Plan:
     config = ModelConfig.from_dict(source.config)
     dtype = require_dtype(options.dtype or config.torch_dtype or "bfloat16")
+    if isinstance(recipe, Mixed):
+        recipe = recipe.for_source(source, dtype)
     plan = make_plan(source, recipe=recipe, fallback=find_recipe(DEFAULT), dtype=dtype)
     if recipe is not None:
         paths = [matrix.path for matrix in plan.matrices if matrix.columns]
