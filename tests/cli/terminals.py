@@ -95,7 +95,8 @@ class Terminal:
 
         Python's readline misses a signal that comes between two keys, and a test is that fast.
         """
-        while shows not in self.screen[self._seen :]:
+        deadline = time.monotonic() + PATIENCE
+        while shows not in self.screen[self._seen :] and time.monotonic() < deadline:
             self.type(CTRL_C)
             if not self._read(time.monotonic() + 3) and self._process.poll() is not None:
                 break
