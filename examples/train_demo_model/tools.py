@@ -76,7 +76,7 @@ def two_calls_sample(rng: Random, test: bool, step: str) -> Example:
     while len(tasks) < 2:
         task = offer.make(rng, test)
         head = "It is " if family == "weather" else "the time"
-        fits = task.intent.startswith(head) or family == "weather"
+        fits = (task.intent.startswith(head) or family == "weather") and "/" not in task.question
         if fits and len(task.call["arguments"]) == 1 and (not tasks or task.call != tasks[0].call):
             tasks.append(task)
     places = [task.answer.rpartition(" in ")[2][:-1] for task in tasks]
