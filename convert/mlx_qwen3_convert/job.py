@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -31,7 +30,6 @@ from mlx_qwen3_convert.writer import Layout, PartialOutput
 # Called with (bytes written, bytes to write).
 Progress = Callable[[int, int], None]
 Piece = tuple[Matrix, int]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,15 @@ def convert(
     from mlx_qwen3_convert.job import convert as run
     from mlx_qwen3_convert.plots import write_reasons
 
+    _refuse_contradictions(auto, learned, calibration)
     options = Options(recipe, bits, group_size, mode, dtype, _rules(set_ or []), overwrite)
     folder = _locate(source)
     if learned is not None:
-        print(_learn(learned, folder, out, options, calibration))
+        made = _learn(learned, folder, out, options, calibration)
+        if as_json:
+            print_json({"folder": made, "learned": learned})
+        else:
+            print(made)
         return
     reasons = None if auto is None else _measure(folder, auto, out, options, calibration)
     if reasons is not None:
@@ -72,6 +77,17 @@ def convert(
         print_json(_as_json(result))
     else:
         print("\n".join(_describe(result)))
+
+
+def _refuse_contradictions(
+    auto: float | None, learned: str | None, calibration: str | None
+) -> None:
+    from mlx_qwen3.errors import OptionError
+
+    if auto is not None and learned is not None:
+        raise OptionError("--auto and --learned exclude each other; give one")
+    if calibration is not None and auto is None and learned is None:
+        raise OptionError("--calibration is read by --auto and --learned; give one of them")
 
 
 def _measure(

@@ -30,12 +30,16 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. dtype in safetensors' spelling (BF16, U32); nbytes in the file."""
+    """Where a tensor lies.
+
+    dtype: in safetensors' spelling (BF16, U32). offset: bytes from the start of the file.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    offset: int
 
 
 class Checkpoint:
@@ -97,7 +101,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         header: dict[str, Any] = json.loads(raw)
         header.pop("__metadata__", None)
-        tensors = {name: _info(file, entry) for name, entry in header.items()}
+        tensors = {name: _info(file, entry, 8 + length) for name, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
         raise WeightsError(f"{file}: unreadable safetensors header ({exc})") from exc
@@ -109,9 +113,10 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _info(file: Path, entry: dict[str, Any]) -> TensorInfo:
+def _info(file: Path, entry: dict[str, Any], data: int) -> TensorInfo:
+    """data: where the tensors' bytes begin, after the header."""
     start, end = entry["data_offsets"]
-    return TensorInfo(file, entry["dtype"], tuple(entry["shape"]), end - start)
+    return TensorInfo(file, entry["dtype"], tuple(entry["shape"]), end - start, data + start)
 
 
 def _load(file: Path) -> dict[str, mx.array]:

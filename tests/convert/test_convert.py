@@ -366,3 +366,16 @@ def test_the_command_line(sources: Folders, tmp_path: Path) -> None:
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1
     assert "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [["--calibration", "text.txt"], ["--auto", "4.5", "--learned", "gptq"]]
+)
+def test_options_that_would_be_ignored_are_refused(
+    options: list[str], sources: Folders, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "mlx_qwen3_convert", sources("dense"), "--out", tmp_path / "o"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -296,4 +296,5 @@ def test_a_process_may_end_amid_a_step(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, config)
     for _ in range(5):  # every other one hung
         command = [sys.executable, "-c", ENDS_AMID_A_STEP, str(folder)]
-        subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=60)
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, timeout=60)
+        assert done.returncode == 0

@@ -8,7 +8,7 @@ Reference: AutoAWQ (awq/modules/linear/gemm.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,9 @@ from mlx_qwen3_convert.readers.affine import (
 )
 from mlx_qwen3_convert.readers.base import Source, SourceTensor
 from mlx_qwen3_convert.readers.source import (
-    FolderSource,
-    Matrix,
     StoredTensors,
     companion,
-    float_matrices,
-    is_filler_bias,
+    integer_source,
 )
 from mlx_qwen3_convert.readers.stored import FLOATS
 
@@ -51,17 +48,9 @@ def open_awq(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any
             "expected 4 bits in 'gemm' layout"
         )
     columns = Columns()
-
-    def make(stored: StoredTensors, name: str) -> Iterator[Matrix]:
-        prefix, _, kind = name.rpartition(".")
-        if kind == "qweight":
-            yield AwqMatrix(stored, prefix, columns)
-        elif f"{prefix}.qweight" in stored and name.endswith(_COMPANIONS):
-            return
-        elif not is_filler_bias(stored, name, config):
-            yield from float_matrices(stored, name)
-
-    return FolderSource(folder, config, make)
+    return integer_source(
+        folder, config, _COMPANIONS, lambda stored, prefix: AwqMatrix(stored, prefix, columns)
+    )
 
 
 class AwqMatrix(IntegerMatrix):

@@ -11,7 +11,7 @@ Reference: GPTQModel (gptqmodel/utils/model.py for the two ways of writing zeros
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,9 @@ from mlx_qwen3_convert.readers.affine import (
 )
 from mlx_qwen3_convert.readers.base import AffineRows, Source, SourceTensor
 from mlx_qwen3_convert.readers.source import (
-    FolderSource,
-    Matrix,
     StoredTensors,
     companion,
-    float_matrices,
-    is_filler_bias,
+    integer_source,
 )
 from mlx_qwen3_convert.readers.stored import FLOATS, Stored
 
@@ -71,17 +68,9 @@ class _Settings:
 def open_gptq(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Source:
     """settings: quantization_config or quantize_config.json. Raises WeightsError."""
     how, columns = _Settings.from_dict(settings, folder), Columns()
-
-    def make(stored: StoredTensors, name: str) -> Iterator[Matrix]:
-        prefix, _, kind = name.rpartition(".")
-        if kind == "qweight":
-            yield GptqMatrix(stored, prefix, how, columns)
-        elif f"{prefix}.qweight" in stored and name.endswith(_COMPANIONS):
-            return
-        elif not is_filler_bias(stored, name, config):
-            yield from float_matrices(stored, name)
-
-    return FolderSource(folder, config, make)
+    return integer_source(
+        folder, config, _COMPANIONS, lambda stored, prefix: GptqMatrix(stored, prefix, how, columns)
+    )
 
 
 class GptqMatrix(IntegerMatrix):

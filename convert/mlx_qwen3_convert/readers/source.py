@@ -256,3 +256,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value
+
+
+def integer_source(
+    folder: Path,
+    config: Mapping[str, Any],
+    companions: tuple[str, ...],
+    make_matrix: Callable[[StoredTensors, str], Matrix],
+) -> FolderSource:
+    """A folder whose matrices are X.qweight with `companions` beside it; the rest are floats.
+
+    make_matrix: (stored tensors, X) -> the matrix.
+    """
+
+    def make(stored: StoredTensors, name: str) -> Iterator[Matrix]:
+        prefix, _, kind = name.rpartition(".")
+        if kind == "qweight":
+            yield make_matrix(stored, prefix)
+        elif f"{prefix}.qweight" in stored and name.endswith(companions):
+            return
+        elif not is_filler_bias(stored, name, config):
+            yield from float_matrices(stored, name)
+
+    return FolderSource(folder, config, make)
