@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ END = "<|im_end|>"
 class Example:
     """A conversation whose last message is the assistant's, and is what the model should say.
 
-    thinking: the mode in which the prompt is opened; `any_of` lists further right answers.
+    thinking: the mode in which the prompt is opened.
     """
 
     group: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     thinking: bool = True
-    any_of: tuple[str, ...] = field(default=())
 
     @property
     def prompt(self) -> tuple[Message, ...]:

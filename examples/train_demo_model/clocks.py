@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from random import Random
 
@@ -44,6 +45,7 @@ TIME_QUESTIONS = (
 )
 DAY_QUESTIONS = ("What day is it in {p}?", "Which day of the week is it in {p}?")
 DATE_QUESTIONS = ("What is the date in {p}?", "What's today's date in {p}?", "Date in {p}?")
+QUESTIONS = {"the time": TIME_QUESTIONS, "the day": DAY_QUESTIONS, "the date": DATE_QUESTIONS}
 HERE_QUESTIONS = ("What time is it?", "what time is it now", "Tell me the time.", "Time?")
 
 
@@ -71,46 +73,54 @@ def _stamp(rng: Random, place: str, moment: datetime, real: bool) -> dict:
     return rng.choice(forms)
 
 
-def _clock_task(rng: Random, test: bool, name: str, field: str, local: str | None) -> Task:
-    by_zone, real = field in BY_ZONE, local is not None
-    kind, here = rng.random(), False
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a clock: of "the time", "the day" or "the date" at a place."""
+
+    text: str
+    place: str  # as the user names it; empty: here
+    value: str  # as the clock wants it
+    what: str
+
+    @property
+    def suffix(self) -> str:
+        return f" in {self.place}" if self.place else ""
+
+
+def _ask(rng: Random, test: bool, by_zone: bool, local: str | None) -> Question:
+    kind = rng.random()
+    what = "the time" if kind <= 0.7 else "the day" if kind > 0.85 else "the date"
     while True:
-        city, value = rng.choice(CITIES), ""
-        questions = TIME_QUESTIONS
-        if kind > 0.7:
-            questions = DAY_QUESTIONS if kind > 0.85 else DATE_QUESTIONS
-        question = rng.choice(questions)
-        place = city
-        if by_zone:
-            value = ZONE_OF[city]
-            if rng.random() < 0.08:
-                place = value = rng.choice(ZONES + OTHER_ZONES)
-        elif rng.random() < 0.2:
+        city = rng.choice(CITIES)
+        phrase = rng.choice(QUESTIONS[what])
+        place, value = city, ZONE_OF[city] if by_zone else city
+        if by_zone and rng.random() < 0.08:
+            place = value = rng.choice(ZONES + OTHER_ZONES)
+        elif not by_zone and rng.random() < 0.2:
             place = value = rng.choice(TOWNS)
-        else:
-            value = city
-        if held_out(f"{place}|{question}", 10) == test:
+        if held_out(f"{place}|{phrase}", 10) == test:
             break
     if local and not test and rng.random() < 0.08:
-        here, value, question = True, local, rng.choice(HERE_QUESTIONS)
-    moment = _moment(rng)
-    response = as_json(rng, _stamp(rng, value, moment, real), real)
-    clock, suffix = f"{moment:%H:%M}", "" if here else f" in {place}"
-    what, said = "the time", clock
-    if not here and questions is DAY_QUESTIONS:
-        what, said = "the day", f"{moment:%A}"
-    elif not here and questions is DATE_QUESTIONS:
-        what, said = "the date", f"{moment:%Y-%m-%d}"
-    elif not real and rng.random() < 0.15:
+        return Question(rng.choice(HERE_QUESTIONS), "", local, "the time")
+    return Question(phrase.format(p=place), place, value, what)
+
+
+def _clock_task(rng: Random, test: bool, name: str, field: str, local: str | None) -> Task:
+    """local: for mcp-server-time, the server's own zone; None for any other clock."""
+    by_zone, real = field in BY_ZONE, local is not None
+    asked, moment = _ask(rng, test, by_zone, local), _moment(rng)
+    response = as_json(rng, _stamp(rng, asked.value, moment, real), real)
+    clock = f"{moment:%H:%M}"
+    said = {"the time": clock, "the day": f"{moment:%A}", "the date": f"{moment:%Y-%m-%d}"}
+    if asked.what == "the time" and not real and rng.random() < 0.15:
         response = rng.choice((clock, f"It is {clock}", f"{clock}:{moment:%S}"))
-    intent = f"{what}{suffix}" + (f", {field} {value}" if by_zone else "")
     return Task(
-        question.format(p=place),
-        intent,
-        {"name": name, "arguments": {field: value}},
-        response,
-        f"The tool says {said}.",
-        f"It is {said}{suffix}.",
+        question=asked.text,
+        intent=f"{asked.what}{asked.suffix}" + (f", {field} {asked.value}" if by_zone else ""),
+        call={"name": name, "arguments": {field: asked.value}},
+        response=response,
+        finding=f"The tool says {said[asked.what]}.",
+        answer=f"It is {said[asked.what]}{asked.suffix}.",
     )
 
 

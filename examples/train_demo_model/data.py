@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from random import Random
 
@@ -63,33 +64,26 @@ MIXES: dict[str, dict[str, float]] = {
         "general": 2.5,
     },
 }
+DRAW: dict[str, Callable[[Random, bool], Example]] = {
+    "arithmetic": arithmetic.sample,
+    **{
+        f"{step} {family}": partial(tools.call_sample, family=family, step=step)
+        for step in ("call", "answer")
+        for family in ("clock", "weather", "other")
+    },
+    "call twice": partial(tools.two_calls_sample, step="call"),
+    "answer twice": partial(tools.two_calls_sample, step="answer"),
+    "no call": tools.no_call_sample,
+    "time zone": clocks.zone_sample,
+    "copy": copying.copy_sample,
+    "edit": copying.edit_sample,
+    "greeting": greetings.greeting_sample,
+    "who": greetings.who_sample,
+    "general": greetings.general_sample,
+}
 MAX_TOKENS = 2048
 POOL = 768
 ECHO_POOLS = 2
-
-
-def draw(rng: Random, kind: str, test: bool) -> Example:
-    """One conversation of a kind in MIXES, always with its thinking."""
-    head, _, rest = kind.partition(" ")
-    if kind == "arithmetic":
-        return arithmetic.sample(rng, test)
-    if kind == "copy":
-        return copying.copy_sample(rng, test)
-    if kind == "edit":
-        return copying.edit_sample(rng, test)
-    if kind == "greeting":
-        return greetings.greeting_sample(rng, test)
-    if kind == "who":
-        return greetings.who_sample(rng, test)
-    if kind == "general":
-        return greetings.general_sample(rng, test)
-    if kind == "time zone":
-        return clocks.zone_sample(rng, test)
-    if kind == "no call":
-        return tools.no_call_sample(rng, test)
-    if rest == "twice":
-        return tools.two_calls_sample(rng, test, head)
-    return tools.call_sample(rng, test, rest, head)
 
 
 def _with_history(rng: Random, example: Example, turns: int) -> Example:
@@ -97,7 +91,7 @@ def _with_history(rng: Random, example: Example, turns: int) -> Example:
     earlier = []
     for _ in range(turns):
         kind = rng.choice(("arithmetic", "copy", "greeting", "who", "general"))
-        earlier += draw(rng, kind, False).without_thinking().messages
+        earlier += DRAW[kind](rng, False).without_thinking().messages
     return replace(example, messages=(*earlier, *example.messages))
 
 
@@ -121,7 +115,7 @@ def training_example(rng: Random, mix: str = "base") -> Example:
     direct = rng.random() < (0.25 if kind == "arithmetic" else 0.45)
     if not direct:  # with thinking, a whole tool loop is learned at once: the call and the answer
         kind = kind.replace("call ", "answer ", kind.startswith("call "))
-    example = draw(rng, kind, False)
+    example = DRAW[kind](rng, False)
     chance = rng.random()
     if chance < 0.12:
         turns = rng.randint(3, 12) if chance < 0.01 else rng.choice((1, 1, 1, 2))

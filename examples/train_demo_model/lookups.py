@@ -102,7 +102,7 @@ def _idle(names: str, text: str, *fields: Parameter) -> Callable[[Random, Style]
 
     def make(rng: Random, style: Style) -> Offer:
         name = restyle(rng, rng.choice(names.split()))
-        return Offer(schema(style, name, text, list(fields), [fields[0][0]]), None)
+        return Offer(schema(style, name, text, list(fields), [fields[0][0]]))
 
     return make
 

@@ -27,7 +27,16 @@ class Offer:
     """A tool on offer, and how to make a task for it."""
 
     tool: Tool
-    make: Callable[[Random, bool], Task] | None
+    make: Callable[[Random, bool], Task] | None = None  # None: it is only ever in the way
+
+    @property
+    def name(self) -> str:
+        return self.tool["function"]["name"]
+
+    def task(self, rng: Random, test: bool) -> Task:
+        if self.make is None:
+            raise ValueError(f"{self.name} is never asked for")
+        return self.make(rng, test)
 
 
 def as_json(rng: Random, value: dict, real: bool = False) -> str:

@@ -38,9 +38,8 @@ def _offers(rng: Random, family: str) -> tuple[list[Offer], list[Offer]]:
         rest.append(clock(rng, style))
     if family != "weather" and rng.random() < 0.35:
         rest.append(weather(rng, style))
-    taken = {offer.tool["function"]["name"] for offer in main}
-    unique = [o for o in rest if o.tool["function"]["name"] not in taken]
-    return main, unique
+    taken = {offer.name for offer in main}
+    return main, [offer for offer in rest if offer.name not in taken]
 
 
 def _shuffled(rng: Random, offers: list[Offer]) -> tuple[Tool, ...]:
@@ -50,9 +49,7 @@ def _shuffled(rng: Random, offers: list[Offer]) -> tuple[Tool, ...]:
 def call_sample(rng: Random, test: bool, family: str, step: str) -> Example:
     """step: "call", the model should call; "answer", it answers from the tool's response."""
     main, rest = _offers(rng, family)
-    makers = [offer.make for offer in main if offer.make]
-    weights = (3, 2)[: len(makers)]
-    task = rng.choices(makers, weights)[0](rng, test)
+    task = rng.choices(main, (3, 2)[: len(main)])[0].task(rng, test)
     tools = _shuffled(rng, main + rest)
     messages = [user(task.question), assistant("", _plan(task), [task.call])]
     if step == "call":
@@ -71,10 +68,9 @@ def two_calls_sample(rng: Random, test: bool, step: str) -> Example:
     family = rng.choice(("clock", "weather"))
     style = Style.draw(rng)
     offer = clock(rng, style) if family == "clock" else weather(rng, style)
-    assert offer.make is not None
     tasks: list[Task] = []
     while len(tasks) < 2:
-        task = offer.make(rng, test)
+        task = offer.task(rng, test)
         head = "It is " if family == "weather" else "the time"
         fits = (task.intent.startswith(head) or family == "weather") and "/" not in task.question
         if fits and len(task.call["arguments"]) == 1 and (not tasks or task.call != tasks[0].call):
@@ -103,8 +99,7 @@ def no_call_sample(rng: Random, test: bool) -> Example:
     if kind < 0.3:  # the tool asked for is missing
         missing = weather if family == "clock" else clock
         offer = missing(rng, Style.draw(rng))
-        assert offer.make is not None
-        task = offer.make(rng, test)
+        task = offer.task(rng, test)
         others = {"weather": WEATHER_TEXTS, "clock": CLOCK_TEXTS}
         unwanted = others["weather" if missing is weather else "clock"]
         offers = [o for o in main + rest if o.tool["function"]["description"] not in unwanted]
