@@ -111,7 +111,8 @@ class Bench:
 
     def _layer(self, index: int, x: mx.array) -> mx.array:
         cache = self.model.make_cache().layers[index]
-        return self.model.layers[index](x, cache, cache.mask(x.shape[1]))
+        rotation = self.model.rope.at(0, x.shape[1])
+        return self.model.layers[index](x, cache, rotation, cache.mask(x.shape[1]))
 
 
 def measure(

@@ -17,8 +17,7 @@ from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.config import ModelConfig, read_config
 from mlx_qwen3.model.linear import AnyLinear
 from mlx_qwen3.model.policy import ComputePolicy
-from mlx_qwen3.model.rope import Rope
-from mlx_qwen3.model.transformer import RMSNorm, TransformerLayer
+from mlx_qwen3.model.transformer import TransformerLayer, make_norm, make_rope
 from mlx_qwen3.model.weights import CheckpointSource
 from mlx_qwen3_convert.calibration import Window
 
@@ -42,7 +41,7 @@ class LayerStream:
             Device.current(), checkpoint_dtype=self.config.torch_dtype, dtype=dtype
         )
         self._source = CheckpointSource(self.config, Checkpoint.from_folder(folder), policy)
-        self._rope = Rope(self.config.head_dim, self.config.rope_parameters)
+        self._rope = make_rope(self.config, self._source)
 
     def run(
         self, windows: Sequence[Window], progress: Progress = silent
@@ -58,9 +57,7 @@ class LayerStream:
         for index in range(count):
             states = self._through_layer(index, states)
             progress(index + 1, count)
-        norm = RMSNorm(
-            "model.norm", self.config.hidden_size, self.config.rms_norm_eps, self._source
-        )
+        norm = make_norm("model.norm", self.config, self._source)
         states = [norm(x) for x in states]
         head = embedding if self.config.tie_word_embeddings else self._linear("lm_head")
         mx.eval(states)
@@ -73,13 +70,13 @@ class LayerStream:
         return linear
 
     def _through_layer(self, index: int, states: list[mx.array]) -> list[mx.array]:
-        layer = TransformerLayer(self.config, index, self._rope, self._source)
+        layer = TransformerLayer(self.config, index, self._rope.attention_factor, self._source)
         through = []
         for x in states:
             cache = make_layer_cache(
                 head_dim=self.config.head_dim, max_size=self.config.window(index)
             )
-            y = layer(x, cache, cache.mask(x.shape[1]))
+            y = layer(x, cache, self._rope.at(0, x.shape[1]), cache.mask(x.shape[1]))
             mx.eval(y)
             through.append(y)
         mx.clear_cache()

@@ -6,6 +6,7 @@ float32, the largest num_experts_per_tok, renormalised when norm_topk_prob is se
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import mlx.core as mx
@@ -41,20 +42,29 @@ class ExpertMatrices(Module):
         self.global_scale = global_scale
         self.quantization = quantization
 
-    def __call__(self, x: mx.array, indices: mx.array, *, ordered: bool) -> mx.array:
+    def __call__(
+        self, x: mx.array, indices: mx.array, rows: mx.array | None = None, *, ordered: bool = False
+    ) -> mx.array:
         """x: (..., 1, in), indices: (...) expert of each row -> (..., 1, out).
 
-        ordered: the indices are sorted, which lets kernels read an expert once.
+        rows: which of x's rows each is, where that is known beforehand: MLX would count them anew
+        at every call. ordered: the indices are sorted, which lets kernels read an expert once
+        (if rows is left out).
         """
         if self.quantization is None or self.scales is None:
             return mx.gather_mm(
-                x, self.weight.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=ordered
+                x,
+                self.weight.swapaxes(-1, -2),
+                lhs_indices=rows,
+                rhs_indices=indices,
+                sorted_indices=ordered,
             )
         return mx.gather_qmm(
             x,
             self.weight,
             self.scales,
             self.biases,
+            lhs_indices=rows,
             rhs_indices=indices,
             transpose=True,
             global_scale=self.global_scale,
@@ -80,10 +90,7 @@ class ResidentExperts(Module):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """x: (T, hidden); experts, weights: (T, num_experts_per_tok) -> (T, hidden)."""
-        if experts.size >= _SORT_FROM:
-            y = self._sorted(x, experts)
-        else:
-            y = self._forward(x[:, None, None], experts, ordered=False)
+        y = (self._sorted if experts.size >= _SORT_FROM else self._unsorted)(x, experts)
         return (weights[:, None] @ y.squeeze(-2)).squeeze(1)
 
     def _sorted(self, x: mx.array, experts: mx.array) -> mx.array:
@@ -91,13 +98,34 @@ class ResidentExperts(Module):
         top_k = experts.shape[-1]
         flat = experts.flatten()
         order = mx.argsort(flat)
-        y = self._forward(x[order // top_k][:, None], flat[order], ordered=True)
+        gathered = x[order // top_k][:, None]
+        gate, up = self._gate_up(
+            [matrices(gathered, flat[order], ordered=True) for matrices in self.gate_up]
+        )
+        y = self.down(self._activation(gate, up), flat[order], ordered=True)
         return y[mx.argsort(order)].reshape(*experts.shape, *y.shape[1:])
 
-    def _forward(self, x: mx.array, experts: mx.array, *, ordered: bool) -> mx.array:
-        outputs = [matrices(x, experts, ordered=ordered) for matrices in self.gate_up]
-        gate, up = outputs if len(outputs) == 2 else mx.split(outputs[0], 2, axis=-1)
-        return self.down(self._activation(gate, up), experts, ordered=ordered)
+    def _unsorted(self, x: mx.array, experts: mx.array) -> mx.array:
+        """Multiply each pair by itself: (T, top_k, 1, hidden)."""
+        tokens, pairs = _pair_rows(*experts.shape)
+        rows = x[:, None]
+        gate, up = self._gate_up([matrices(rows, experts, tokens) for matrices in self.gate_up])
+        return self.down(self._activation(gate, up), experts, pairs)
+
+    def _gate_up(self, outputs: list[mx.array]) -> list[mx.array]:
+        return outputs if len(outputs) == 2 else list(mx.split(outputs[0], 2, axis=-1))
+
+
+@cache
+def _pair_rows(tokens: int, top_k: int) -> tuple[mx.array, mx.array]:
+    """The token of each (token, expert) pair, and the pair itself: (tokens, top_k) both.
+
+    Few, small, and the same for every layer and step.
+    """
+    pairs = mx.arange(tokens * top_k, dtype=mx.uint32).reshape(tokens, top_k)
+    rows = pairs // top_k, pairs
+    mx.eval(rows)  # arrays not yet evaluated belong to a thread
+    return rows
 
 
 class Experts(Protocol):
@@ -133,7 +161,8 @@ class SparseMLP(Module):
         softmax over the chosen ones alone is the same number as renormalising them all.
         """
         logits = self.router(tokens).astype(mx.float32)  # (T, num_experts)
-        experts = mx.argpartition(-logits, kth=self._top_k - 1, axis=-1)[:, : self._top_k]
+        first = logits.shape[-1] - self._top_k
+        experts = mx.argpartition(logits, kth=first, axis=-1)[:, first:]
         chosen = mx.take_along_axis(logits, experts, axis=-1)
         if self._norm_topk_prob:
             return experts, mx.softmax(chosen, axis=-1)

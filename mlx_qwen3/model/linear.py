@@ -147,6 +147,11 @@ class ParallelLinear(Module):
             return [part(x) for part in self.parts]
         return list(mx.split(self.parts[0](x), self._splits, axis=-1))
 
+    def joined(self, x: mx.array) -> mx.array:
+        """x: (..., in) -> all outputs side by side: (..., sum of out_i)."""
+        outputs = [part(x) for part in self.parts]
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=-1)
+
 
 def _fuse(parts: Sequence[AnyLinear]) -> AnyLinear | None:
     """One projection with the outputs of all, or None when they are packed differently."""

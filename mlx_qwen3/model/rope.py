@@ -7,6 +7,8 @@ transformers' modeling_rope_utils, to the last constant.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,15 +19,22 @@ from mlx_qwen3.model.config import RopeParameters
 Frequencies = np.ndarray[Any, np.dtype[Any]]  # (head_dim / 2,), radians per token
 
 
+Rotation = Callable[[mx.array], mx.array]  # (B, heads, L, head_dim) -> the same, rotated
+
+
 class Rope:
     """Rotates queries and keys by their positions.
 
     attention_factor: what the reference multiplies cos and sin by. A rotation is linear, so
     attention folds its square into the softmax scale instead and no kernel is spent on it.
+    written_out: see operations.py.
     """
 
-    def __init__(self, head_dim: int, parameters: RopeParameters) -> None:
+    def __init__(
+        self, head_dim: int, parameters: RopeParameters, *, written_out: bool = False
+    ) -> None:
         self._dims = head_dim
+        self._written_out = written_out
         self.attention_factor = attention_factor(parameters)
         # MLX computes plain and linear frequencies itself, and wants the inverse of the others.
         self._base: float | None = None
@@ -37,17 +46,56 @@ class Rope:
         else:
             self._freqs = mx.array(1.0 / inverse_frequencies(head_dim, parameters))
 
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
-        """x: (B, heads, L, head_dim); offset: the position of its first token. Same shape."""
-        return mx.fast.rope(
-            x,
-            self._dims,
+    def at(self, offset: int | mx.array, length: int) -> Rotation:
+        """The rotation of `length` tokens from position `offset` on, for all layers of a step.
+
+        offset: an int, or an int32 array with the position of each sequence: (B,).
+        """
+        if self._written_out and length == 1 and (isinstance(offset, int) or offset.size == 1):
+            return self._matrix(mx.array(offset))
+        return partial(
+            mx.fast.rope,
+            dims=self._dims,
             traditional=False,
             base=self._base,
             scale=self._scale,
             offset=offset,
             freqs=self._freqs,
         )
+
+    def _matrix(self, offset: mx.array) -> Rotation:
+        """Rotate one token by a product with a (head_dim, head_dim) matrix.
+
+        The angles are MLX's own, bit for bit, so that the keys of a prompt fit its queries.
+        """
+        position = offset.astype(mx.float32) * self._scale
+        angles = position * self._inverse_frequencies  # (head_dim / 2,)
+        cos, sin = mx.cos(angles), mx.sin(angles)
+        eye, turn = self._turns
+        matrix = eye * mx.concatenate([cos, cos]) + turn * mx.concatenate([sin, sin])
+
+        def rotate(x: mx.array) -> mx.array:
+            return x @ matrix.astype(x.dtype)
+
+        return rotate
+
+    @cached_property
+    def _inverse_frequencies(self) -> mx.array:
+        if self._freqs is not None:
+            return mx.reciprocal(self._freqs)
+        assert self._base is not None  # one of the two is always set
+        half = self._dims // 2
+        return mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(self._base) / half))
+
+    @cached_property
+    def _turns(self) -> tuple[mx.array, mx.array]:
+        """x @ eye is x, x @ turn its quarter turn: (-x2, x1) of the halves (x1, x2)."""
+        half = self._dims // 2
+        eye, zero = mx.eye(half), mx.zeros((half, half))
+        turn = mx.concatenate(
+            [mx.concatenate([zero, eye], axis=1), mx.concatenate([-eye, zero], axis=1)], axis=0
+        )
+        return mx.eye(self._dims), turn
 
 
 def inverse_frequencies(head_dim: int, parameters: RopeParameters) -> Frequencies:

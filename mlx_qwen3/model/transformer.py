@@ -14,12 +14,12 @@ from typing import Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mlx_qwen3.model.activations import Activation
 from mlx_qwen3.model.cache import Cache, LayerCache, Mask, make_layer_cache
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.experts import Experts, SparseMLP
 from mlx_qwen3.model.linear import AnyLinear, ParallelLinear
-from mlx_qwen3.model.rope import Rope
+from mlx_qwen3.model.operations import Operations, RMSNorm
+from mlx_qwen3.model.rope import Rope, Rotation
 
 TokenIds = mx.array | list[list[int]]
 
@@ -28,8 +28,8 @@ class TensorSource(Protocol):
     """Where a model's parts come from, by the names of the Hugging Face checkpoint."""
 
     @property
-    def activation(self) -> Activation:
-        """The gate of the feed-forward parts, as this device runs it best."""
+    def operations(self) -> Operations:
+        """The small operations, as this device runs them best."""
         ...
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> mx.array:
@@ -55,16 +55,16 @@ class Transformer(Module):
     def __init__(self, config: ModelConfig, source: TensorSource) -> None:
         super().__init__()
         self.config = config
-        rope = Rope(config.head_dim, config.rope_parameters)
+        self.rope = rope = make_rope(config, source)
         self.embed_tokens = source.linear(
             "model.embed_tokens", config.vocab_size, config.hidden_size
         )
         source.settle(self.embed_tokens)
         self.layers = [
-            TransformerLayer(config, index, rope, source)
+            TransformerLayer(config, index, rope.attention_factor, source)
             for index in range(config.num_hidden_layers)
         ]
-        self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, source)
+        self.norm = make_norm("model.norm", config, source)
         if not config.tie_word_embeddings:
             self.lm_head = source.linear("lm_head", config.vocab_size, config.hidden_size)
         source.settle(self)
@@ -83,12 +83,13 @@ class Transformer(Module):
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(token_ids)
         cache = self.make_cache() if cache is None else cache
         masks: dict[tuple[int | None, int], Mask] = {}
+        rotation = self.rope.at(cache.offset, ids.shape[1])
         x = self.embed_tokens.rows(ids)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             kind = (layer_cache.max_size, layer_cache.keep)
             if kind not in masks:
                 masks[kind] = layer_cache.mask(ids.shape[1])
-            x = layer(x, layer_cache, masks[kind])
+            x = layer(x, layer_cache, rotation, masks[kind])
         return self.norm(x)
 
     def logits(self, hidden_states: mx.array) -> mx.array:
@@ -127,40 +128,50 @@ class Transformer(Module):
 
 
 class TransformerLayer(Module):
-    """Attention and feed-forward part, each behind a norm and around a residual."""
+    """Attention and feed-forward part, each behind a norm and around a residual.
 
-    def __init__(self, config: ModelConfig, index: int, rope: Rope, source: TensorSource) -> None:
+    attention_factor: see Rope.
+    """
+
+    def __init__(
+        self, config: ModelConfig, index: int, attention_factor: float, source: TensorSource
+    ) -> None:
         super().__init__()
         name = f"model.layers.{index}"
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(f"{name}.input_layernorm", size, eps, source)
-        self.self_attn = Attention(config, f"{name}.self_attn", rope, source)
-        self.post_attention_layernorm = RMSNorm(
-            f"{name}.post_attention_layernorm", size, eps, source
+        self.input_layernorm = make_norm(f"{name}.input_layernorm", config, source)
+        self.self_attn = Attention(config, f"{name}.self_attn", attention_factor, source)
+        self.post_attention_layernorm = make_norm(
+            f"{name}.post_attention_layernorm", config, source
         )
         sparse = config.is_sparse(index)
         self.mlp = (_sparse_mlp if sparse else MLP)(config, f"{name}.mlp", source)
         source.settle(self)
 
-    def __call__(self, x: mx.array, cache: LayerCache, mask: Mask) -> mx.array:
+    def __call__(self, x: mx.array, cache: LayerCache, rotation: Rotation, mask: Mask) -> mx.array:
         """x: (B, L, hidden_size) -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), cache, mask)
+        x = x + self.self_attn(self.input_layernorm(x), cache, rotation, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Attention(Module):
-    """Grouped-query attention with a norm on each head's queries and keys."""
+    """Grouped-query attention with a norm on each head's queries and keys.
 
-    def __init__(self, config: ModelConfig, name: str, rope: Rope, source: TensorSource) -> None:
+    Queries and keys are normed and rotated together: half the operations for the same numbers.
+    """
+
+    def __init__(
+        self, config: ModelConfig, name: str, attention_factor: float, source: TensorSource
+    ) -> None:
         super().__init__()
-        self._rope = rope
+        self._heads = config.num_attention_heads
         self._head_dim = config.head_dim
-        self._scale = rope.attention_factor**2 / config.head_dim**0.5
+        self._scale = attention_factor**2 / config.head_dim**0.5
         heads = {
             "q_proj": config.num_attention_heads,
             "k_proj": config.num_key_value_heads,
             "v_proj": config.num_key_value_heads,
         }
+        self._rotated = heads["q_proj"] + heads["k_proj"]
         self.qkv_proj = ParallelLinear(
             [
                 source.linear(
@@ -178,19 +189,16 @@ class Attention(Module):
             config.num_attention_heads * config.head_dim,
             bias=config.attention_bias,
         )
-        self.q_norm = RMSNorm(f"{name}.q_norm", config.head_dim, config.rms_norm_eps, source)
-        self.k_norm = RMSNorm(f"{name}.k_norm", config.head_dim, config.rms_norm_eps, source)
+        self.qk_norm = _query_key_norm(config, name, source)
 
-    def __call__(self, x: mx.array, cache: LayerCache, mask: Mask) -> mx.array:
+    def __call__(self, x: mx.array, cache: LayerCache, rotation: Rotation, mask: Mask) -> mx.array:
         """x: (B, L, hidden_size) -> the same."""
         batch, length, _ = x.shape
-        # each (B, heads, L, head_dim)
-        queries, keys, values = (
-            part.reshape(batch, length, -1, self._head_dim) for part in self.qkv_proj(x)
-        )
-        queries = self._rope(self.q_norm(queries).swapaxes(1, 2), cache.offset)
-        keys = self._rope(self.k_norm(keys).swapaxes(1, 2), cache.offset)
-        out = cache.attend(queries, keys, values.swapaxes(1, 2), scale=self._scale, mask=mask)
+        heads = self.qkv_proj.joined(x).reshape(batch, length, -1, self._head_dim)
+        values = heads[:, :, self._rotated :].swapaxes(1, 2)  # (B, num_kv_heads, L, head_dim)
+        rotated = rotation(self.qk_norm(heads[:, :, : self._rotated]).swapaxes(1, 2))
+        queries, keys = rotated[:, : self._heads], rotated[:, self._heads :]
+        out = cache.attend(queries, keys, values, scale=self._scale, mask=mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(batch, length, -1))
 
 
@@ -204,24 +212,37 @@ class MLP(Module):
             [source.linear(f"{name}.{part}", width, hidden) for part in ("gate_proj", "up_proj")]
         )
         self.down_proj = source.linear(f"{name}.down_proj", hidden, width)
-        self._activation = source.activation
+        self._gate = source.operations.gate
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (B, L, hidden_size) -> the same."""
-        return self.down_proj(self._activation(*self.gate_up_proj(x)))
+        return self.down_proj(self._gate(*self.gate_up_proj(x)))
 
 
-class RMSNorm(Module):
-    """x / rms(x) * weight over the last axis, in float32 inside."""
+def make_rope(config: ModelConfig, source: TensorSource) -> Rope:
+    """The positions of a model, for all its layers."""
+    return Rope(config.head_dim, config.rope_parameters, written_out=source.operations.written_out)
 
-    def __init__(self, name: str, dims: int, eps: float, source: TensorSource) -> None:
-        super().__init__()
-        self.weight = source.tensor(f"{name}.weight", (dims,))
-        self._eps = eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x: (..., dims) -> the same."""
-        return mx.fast.rms_norm(x, self.weight, self._eps)
+def make_norm(name: str, config: ModelConfig, source: TensorSource) -> RMSNorm:
+    """The norm `name`.weight over the hidden states."""
+    weight = source.tensor(f"{name}.weight", (config.hidden_size,))
+    return source.operations.rms_norm(weight, config.rms_norm_eps)
+
+
+def _query_key_norm(config: ModelConfig, name: str, source: TensorSource) -> RMSNorm:
+    """One norm for the heads of queries and keys: (num_heads + num_kv_heads, head_dim)."""
+    counts = {"q_norm": config.num_attention_heads, "k_norm": config.num_key_value_heads}
+    weight = mx.concatenate(
+        [
+            mx.broadcast_to(
+                source.tensor(f"{name}.{part}.weight", (config.head_dim,)),
+                (count, config.head_dim),
+            )
+            for part, count in counts.items()
+        ]
+    )
+    return source.operations.rms_norm(weight, config.rms_norm_eps)
 
 
 def _sparse_mlp(config: ModelConfig, name: str, source: TensorSource) -> SparseMLP:

@@ -19,11 +19,12 @@ from mlx.nn.layers.base import Module
 
 from mlx_qwen3.device import Device
 from mlx_qwen3.errors import ConfigError, DeviceError, WeightsError
-from mlx_qwen3.model.activations import Activation, gated
+from mlx_qwen3.model.activations import gated
 from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.config import ModelConfig, read_config
 from mlx_qwen3.model.experts import ExpertMatrices, ResidentExperts
 from mlx_qwen3.model.linear import AnyLinear, Linear, Quantization, QuantizedLinear
+from mlx_qwen3.model.operations import Operations
 from mlx_qwen3.model.policy import ComputePolicy
 from mlx_qwen3.model.transformer import Transformer
 
@@ -97,7 +98,7 @@ class CheckpointSource:
         self._checkpoint = checkpoint
         self._policy = policy
         self._left = set(checkpoint)
-        self.activation: Activation = gated(config.hidden_act, compiled=policy.compiled)
+        self.operations = Operations.for_policy(config.hidden_act, policy)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """The tensor in the policy's dtype. Raises WeightsError when absent or misshapen."""
@@ -126,7 +127,7 @@ class CheckpointSource:
         hidden, width = self._config.hidden_size, self._config.moe_intermediate_size
         down = self._expert_matrices(name, "down_proj", hidden, width)
         self._settle_experts([down])
-        return ResidentExperts(gate_up, down, self.activation)
+        return ResidentExperts(gate_up, down, self.operations.gate)
 
     def _settle_experts(self, parts: list[ExpertMatrices]) -> None:
         """Experts are most of a layer: load them a part at a time, to hold few of them twice.
@@ -258,7 +259,7 @@ class ShapeSource:
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.activation: Activation = gated(config.hidden_act, compiled=False)
+        self.operations = Operations(gated(config.hidden_act, compiled=False))
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """A placeholder of this shape."""
@@ -281,7 +282,7 @@ class ShapeSource:
                 self.shapes[f"{name}.experts.{expert}.{part}.weight"] = shape
         gate_up = ExpertMatrices(mx.zeros((count, 2 * width, hidden)))
         down = ExpertMatrices(mx.zeros((count, hidden, width)))
-        return ResidentExperts([gate_up], down, self.activation)
+        return ResidentExperts([gate_up], down, self.operations.gate)
 
     def settle(self, module: Module) -> None:
         """Nothing to load."""
