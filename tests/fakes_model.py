@@ -101,6 +101,9 @@ class FakeModel:
         self.heads += 1
         return hidden_states
 
+    def step(self, token: mx.array, cache: FakeCache) -> mx.array:
+        return self.logits(self.hidden_states(token[None], cache)[:, -1])
+
 
 class PieceTokenizer:
     """Every text can be a token: ids are given out as texts appear. Encodes by character."""

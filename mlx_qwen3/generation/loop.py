@@ -65,7 +65,7 @@ class TokenLoop:
             if progress is not None:
                 progress(start + self._chunk, total)
         hidden = self._model.hidden_states(mx.array([list(token_ids[last:])]), self._cache)
-        self._launch(hidden)
+        self._launch(self._model.logits(hidden[:, -1]))
         if progress is not None:
             mx.eval(self._ahead.arrays() if self._ahead else [])
             progress(total, total)
@@ -78,7 +78,7 @@ class TokenLoop:
         self._ahead = None
         if not last:
             self._sampler.observe(current.token)
-            self._launch(self._model.hidden_states(current.token[None], self._cache))
+            self._launch(self._model.step(current.token, self._cache))
         self._count += 1
         if self._count % _CLEAR_EVERY == 0:
             mx.clear_cache()
@@ -98,8 +98,8 @@ class TokenLoop:
         mx.eval(self._cache.state())
         mx.clear_cache()
 
-    def _launch(self, hidden: mx.array) -> None:
-        self._ahead = self._sampler.sample(self._model.logits(hidden[:, -1]))
+    def _launch(self, logits: mx.array) -> None:
+        self._ahead = self._sampler.sample(logits)
         self._in_flight[:] = self._ahead.arrays()
         mx.async_eval(self._in_flight)
 

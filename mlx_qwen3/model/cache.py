@@ -117,14 +117,28 @@ class LayerCache:
         """The buffers, for `mx.eval`."""
         return self._buffers
 
-    def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
-        """Write the new columns behind the old ones; return views of all that is kept."""
-        length = new[0].shape[2]
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more in buffers that exist. Raises CacheFullError."""
+        self._check_room(tokens)
+        self._reserve(tokens, self._buffers)
+
+    def advance(self, tokens: int, buffers: Sequence[mx.array]) -> None:
+        """`tokens` were appended to the buffers outside, which are these now."""
+        self._buffers = list(buffers)
+        self._length += tokens
+        self.offset += tokens
+
+    def _check_room(self, length: int) -> None:
         if self.max_tokens is not None and self.offset + length > self.max_tokens:
             raise CacheFullError(
                 f"the cache is full: {self.offset} tokens in it, {length} more wanted, "
                 f"made for {self.max_tokens}"
             )
+
+    def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
+        """Write the new columns behind the old ones; return views of all that is kept."""
+        length = new[0].shape[2]
+        self._check_room(length)
         self._forget(self._length - self._kept_before(length))
         self._reserve(length, new)
         start, self._length = self._length, self._length + length
@@ -257,6 +271,11 @@ class Cache:
         return self.layers[0].offset
 
     @property
+    def position(self) -> int | mx.array:
+        """offset, as a rotation takes it: an int, or an array in a step that is traced."""
+        return self.offset
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by all layers."""
         return sum(layer.nbytes for layer in self.layers)
@@ -278,6 +297,17 @@ class Cache:
     def state(self) -> list[mx.array]:
         """All buffers, for `mx.eval`."""
         return [buffer for layer in self.layers for buffer in layer.state()]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room in buffers that exist. Raises CacheFullError."""
+        for layer in self.layers:
+            layer.reserve(tokens)
+
+    def advance(self, tokens: int, buffers: Sequence[mx.array]) -> None:
+        """`tokens` were appended outside: these are the buffers now, in the order of `state`."""
+        parts = iter(buffers)
+        for layer in self.layers:
+            layer.advance(tokens, [next(parts) for _ in layer.state()])
 
 
 def make_layer_cache(

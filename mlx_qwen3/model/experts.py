@@ -10,10 +10,11 @@ from functools import cache
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlx_qwen3.model.activations import Activation
-from mlx_qwen3.model.linear import AnyLinear, Quantization
+from mlx_qwen3.model.linear import AnyLinear, Quantization, nbytes
 
 # From this many (token, expert) pairs on, sorting by expert pays: MLX's gather kernels then
 # read each expert once for all its tokens (METAL.md: 64 tokens of a 128-expert, top-8 model).
@@ -122,10 +123,9 @@ def _pair_rows(tokens: int, top_k: int) -> tuple[mx.array, mx.array]:
 
     Few, small, and the same for every layer and step.
     """
-    pairs = mx.arange(tokens * top_k, dtype=mx.uint32).reshape(tokens, top_k)
-    rows = pairs // top_k, pairs
-    mx.eval(rows)  # arrays not yet evaluated belong to a thread
-    return rows
+    pairs = np.arange(tokens * top_k, dtype=np.uint32).reshape(tokens, top_k)
+    # From numpy: arrays not yet evaluated would belong to a thread, or to a trace.
+    return mx.array(pairs // top_k), mx.array(pairs)
 
 
 class Experts(Protocol):
@@ -153,6 +153,11 @@ class SparseMLP(Module):
         tokens = x.reshape(-1, x.shape[-1])  # (T, hidden)
         experts, weights = self._route(tokens)
         return self.experts(tokens, experts, weights.astype(x.dtype)).reshape(x.shape)
+
+    def idle_bytes(self) -> int:
+        """Bytes of weights that one token does not read."""
+        held = nbytes(self.experts) if isinstance(self.experts, Module) else 0
+        return held - held * self._top_k // self.router.out_dims
 
     def _route(self, tokens: mx.array) -> tuple[mx.array, mx.array]:
         """The chosen experts of each token and their weights: (T, top_k) both.

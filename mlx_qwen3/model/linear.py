@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 # Bytes of weights unpacked at once when a quantized matrix is multiplied dense.
 _UNPACK_BYTES = 64 << 20
@@ -125,6 +126,12 @@ class QuantizedLinear(Module):
 
 
 AnyLinear = Linear | QuantizedLinear
+
+
+def nbytes(module: Module) -> int:
+    """Bytes of all weights of a module."""
+    arrays: Any = tree_flatten(module.parameters())
+    return sum(array.nbytes for _, array in arrays)
 
 
 class ParallelLinear(Module):

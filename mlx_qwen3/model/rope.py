@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -34,7 +34,6 @@ class Rope:
         self, head_dim: int, parameters: RopeParameters, *, written_out: bool = False
     ) -> None:
         self._dims = head_dim
-        self._written_out = written_out
         self.attention_factor = attention_factor(parameters)
         # MLX computes plain and linear frequencies itself, and wants the inverse of the others.
         self._base: float | None = None
@@ -45,14 +44,15 @@ class Rope:
             self._scale = 1.0 / parameters.factor
         else:
             self._freqs = mx.array(1.0 / inverse_frequencies(head_dim, parameters))
+        self._matrices = self._tables() if written_out else None
 
     def at(self, offset: int | mx.array, length: int) -> Rotation:
         """The rotation of `length` tokens from position `offset` on, for all layers of a step.
 
         offset: an int, or an int32 array with the position of each sequence: (B,).
         """
-        if self._written_out and length == 1 and (isinstance(offset, int) or offset.size == 1):
-            return self._matrix(mx.array(offset))
+        if self._matrices and length == 1 and (isinstance(offset, int) or offset.size == 1):
+            return self._matrix(mx.array(offset), *self._matrices)
         return partial(
             mx.fast.rope,
             dims=self._dims,
@@ -63,15 +63,16 @@ class Rope:
             freqs=self._freqs,
         )
 
-    def _matrix(self, offset: mx.array) -> Rotation:
+    def _matrix(
+        self, offset: mx.array, radians: mx.array, eye: mx.array, turn: mx.array
+    ) -> Rotation:
         """Rotate one token by a product with a (head_dim, head_dim) matrix.
 
         The angles are MLX's own, bit for bit, so that the keys of a prompt fit its queries.
         """
         position = offset.astype(mx.float32) * self._scale
-        angles = position * self._inverse_frequencies  # (head_dim / 2,)
+        angles = position * radians  # (head_dim / 2,)
         cos, sin = mx.cos(angles), mx.sin(angles)
-        eye, turn = self._turns
         matrix = eye * mx.concatenate([cos, cos]) + turn * mx.concatenate([sin, sin])
 
         def rotate(x: mx.array) -> mx.array:
@@ -79,23 +80,25 @@ class Rope:
 
         return rotate
 
-    @cached_property
-    def _inverse_frequencies(self) -> mx.array:
-        if self._freqs is not None:
-            return mx.reciprocal(self._freqs)
-        assert self._base is not None  # one of the two is always set
-        half = self._dims // 2
-        return mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(self._base) / half))
+    def _tables(self) -> tuple[mx.array, mx.array, mx.array]:
+        """Radians per token, (head_dim / 2,), and two matrices, (head_dim, head_dim).
 
-    @cached_property
-    def _turns(self) -> tuple[mx.array, mx.array]:
-        """x @ eye is x, x @ turn its quarter turn: (-x2, x1) of the halves (x1, x2)."""
+        The product of x with the first is x, with the second its quarter turn: (-x2, x1) of the
+        halves (x1, x2).
+        """
         half = self._dims // 2
+        if self._freqs is not None:
+            radians = mx.reciprocal(self._freqs)
+        else:
+            assert self._base is not None  # one of the two is always set
+            radians = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(self._base) / half))
         eye, zero = mx.eye(half), mx.zeros((half, half))
         turn = mx.concatenate(
             [mx.concatenate([zero, eye], axis=1), mx.concatenate([-eye, zero], axis=1)], axis=0
         )
-        return mx.eye(self._dims), turn
+        tables = radians, mx.eye(self._dims), turn
+        mx.eval(tables)
+        return tables
 
 
 def inverse_frequencies(head_dim: int, parameters: RopeParameters) -> Frequencies:

@@ -17,9 +17,10 @@ from mlx.nn.layers.base import Module
 from mlx_qwen3.model.cache import Cache, LayerCache, Mask, make_layer_cache
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.experts import Experts, SparseMLP
-from mlx_qwen3.model.linear import AnyLinear, ParallelLinear
+from mlx_qwen3.model.linear import AnyLinear, ParallelLinear, nbytes
 from mlx_qwen3.model.operations import Operations, RMSNorm
 from mlx_qwen3.model.rope import Rope, Rotation
+from mlx_qwen3.model.step import DecodeStep, PlainStep
 
 TokenIds = mx.array | list[list[int]]
 
@@ -50,11 +51,15 @@ class TensorSource(Protocol):
 
 
 class Transformer(Module):
-    """A causal language model."""
+    """A causal language model.
+
+    step: one token after what is in a cache, and the logits of the next (step.py).
+    """
 
     def __init__(self, config: ModelConfig, source: TensorSource) -> None:
         super().__init__()
         self.config = config
+        self.operations = source.operations
         self.rope = rope = make_rope(config, source)
         self.embed_tokens = source.linear(
             "model.embed_tokens", config.vocab_size, config.hidden_size
@@ -68,6 +73,7 @@ class Transformer(Module):
         if not config.tie_word_embeddings:
             self.lm_head = source.linear("lm_head", config.vocab_size, config.hidden_size)
         source.settle(self)
+        self.step: DecodeStep = PlainStep(self)
 
     def __call__(self, token_ids: TokenIds, cache: Cache | None = None) -> mx.array:
         """Logits of every position.
@@ -83,7 +89,7 @@ class Transformer(Module):
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(token_ids)
         cache = self.make_cache() if cache is None else cache
         masks: dict[tuple[int | None, int], Mask] = {}
-        rotation = self.rope.at(cache.offset, ids.shape[1])
+        rotation = self.rope.at(cache.position, ids.shape[1])
         x = self.embed_tokens.rows(ids)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             kind = (layer_cache.max_size, layer_cache.keep)
@@ -96,6 +102,12 @@ class Transformer(Module):
         """(..., hidden_size) -> (..., vocab_size)."""
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         return head(hidden_states)
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights one decode step reads: of a sparse layer, the chosen experts only."""
+        layers = sum(layer.bytes_per_token() for layer in self.layers)
+        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return layers + nbytes(self.norm) + nbytes(head)
 
     def make_cache(
         self,
@@ -151,6 +163,11 @@ class TransformerLayer(Module):
         """x: (B, L, hidden_size) -> the same."""
         x = x + self.self_attn(self.input_layernorm(x), cache, rotation, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights read for one token."""
+        idle = self.mlp.idle_bytes() if isinstance(self.mlp, SparseMLP) else 0
+        return nbytes(self) - idle
 
 
 class Attention(Module):

@@ -26,6 +26,7 @@ from mlx_qwen3.model.experts import ExpertMatrices, ResidentExperts
 from mlx_qwen3.model.linear import AnyLinear, Linear, Quantization, QuantizedLinear
 from mlx_qwen3.model.operations import Operations
 from mlx_qwen3.model.policy import ComputePolicy
+from mlx_qwen3.model.step import CompiledStep
 from mlx_qwen3.model.transformer import Transformer
 
 # MLX's formats with 8-bit scales, by (bits, group_size); each mode has exactly one pair.
@@ -53,6 +54,8 @@ def load_model(folder: str | Path, *, dtype: str | None = None) -> Transformer:
     source = CheckpointSource(config, Checkpoint.from_folder(folder), policy)
     model = Transformer(config, source)
     source.finish()
+    if model.bytes_per_token() <= policy.compile_step_below * config.num_hidden_layers:
+        model.step = CompiledStep(model)
     return model
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from mlx_qwen3.generation.loop import Token, TokenLoop
 from mlx_qwen3.generation.sampling import Sampler, SamplingParams
+from mlx_qwen3.model.step import CompiledStep, DecodeStep, PlainStep
 from mlx_qwen3.model.transformer import Transformer
 from tests.checkpoints import write_checkpoint
 from tests.fakes_model import FakeModel
@@ -23,6 +24,11 @@ from tests.model.tiny_models import TINY_MODELS
 
 Models = Callable[[str], Transformer]
 
+STEPS: dict[str, Callable[[Transformer], DecodeStep]] = {
+    "plain": PlainStep,
+    "compiled": lambda model: CompiledStep(model, after=0),
+}
+every_step = pytest.mark.parametrize("form", STEPS)
 PROMPT = list(b"The quick brown fox jumps over the lazy dog, and the dog sleeps on.")
 FORCED = list(b"\n\nNo more time.")
 PENALTIES = {"presence_penalty": 0.7, "frequency_penalty": 0.3, "repetition_penalty": 1.3}
@@ -186,10 +192,14 @@ def settled() -> int:
     return mx.get_active_memory()
 
 
-def test_a_dropped_loop_frees_everything_at_once(tiny_model: Models) -> None:
+@every_step
+def test_a_dropped_loop_frees_everything_at_once(
+    form: str, tiny_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It waits for the step in flight, whose buffers would otherwise outlive it."""
     model = tiny_model("dense")
-    take(make_loop(model), 2)
+    monkeypatch.setattr(model, "step", STEPS[form](model))
+    take(make_loop(model, prompt=PROMPT * 30, **PENALTIES), 5)  # a trace stays
     before = settled()
     loop = make_loop(model, prompt=PROMPT * 30, **PENALTIES)
     take(loop, 5)
@@ -200,10 +210,14 @@ def test_a_dropped_loop_frees_everything_at_once(tiny_model: Models) -> None:
     assert cache() is None
 
 
+@every_step
 @pytest.mark.parametrize("cache", [{}, {"max_kv_size": 1500}], ids=["plain", "rotating"])
-def test_a_step_writes_in_place(cache: dict[str, Any], tiny_model: Models) -> None:
+def test_a_step_writes_in_place(
+    cache: dict[str, Any], form: str, tiny_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Steps that overlap must not copy the context: a real one is gigabytes."""
     model = tiny_model("gqa-1")
+    monkeypatch.setattr(model, "step", STEPS[form](model))
     loop = make_loop(model, prompt=[one % 250 for one in range(2000)], cache=cache)
     take(loop, 3)
     layer = loop._cache.layers[0]
