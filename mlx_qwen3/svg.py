@@ -117,5 +117,23 @@ def on_shade(share: float) -> str:
     return "white" if share > 0.6 else ""
 
 
+def frame(x: Axis, y: Axis) -> list[str]:
+    """A plot's grid, its lower axis and the figures along both."""
+    parts = []
+    for value in y.ticks():
+        at = y.at(value)
+        parts += [
+            line(x.start, at, x.end, at, GRID),
+            text(x.start - 8, at + 4, f"{value:g}", "faint", anchor="end"),
+        ]
+    for value in x.ticks():
+        at = x.at(value)
+        parts += [
+            line(at, y.start, at, y.start + 5, FAINT),
+            text(at, y.start + 20, f"{value:g}", "faint", anchor="middle"),
+        ]
+    return [*parts, line(x.start, y.start, x.end, y.start, FAINT)]
+
+
 def _hint(words: str) -> str:
     return f"<title>{escape(words)}</title>"
