@@ -86,12 +86,13 @@ def line(x1: float, y1: float, x2: float, y2: float, color: str = GRID) -> str:
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{color}" fill="none"/>'
 
 
-def curve(points: Sequence[tuple[float, float]], color: str = POINT) -> str:
-    """Points joined by a dashed line; nothing for fewer than two."""
+def curve(points: Sequence[tuple[float, float]], color: str = POINT, *, dashed: bool = True) -> str:
+    """Points joined by a line; nothing for fewer than two."""
     if len(points) < 2:
         return ""
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path d="M{path}" stroke="{color}" fill="none" stroke-dasharray="4 4"/>'
+    dashes = ' stroke-dasharray="4 4"' if dashed else ""
+    return f'<path d="M{path}" stroke="{color}" fill="none"{dashes}/>'
 
 
 def dot(x: float, y: float, hint: str, color: str = POINT) -> str:

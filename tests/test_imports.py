@@ -16,7 +16,7 @@ CONVERTER = ROOT / "convert" / "mlx_qwen3_convert"
 # only if that is itself; "server" and "agent" do not know each other.
 LEVELS = (
     {"cli", "__main__"},
-    {"server", "agent"},
+    {"server", "agent", "bench"},
     {"engine"},
     {"llm"},
     {"generation"},

@@ -37,16 +37,19 @@ _GROUP_SIZES = (16, 32, 64, 128)
 _IGNORED = (".rotary_emb.inv_freq",)
 
 
-def load_model(folder: str | Path, *, dtype: str | None = None) -> Transformer:
+def load_model(
+    folder: str | Path, *, dtype: str | None = None, policy: ComputePolicy | None = None
+) -> Transformer:
     """Load a model folder in Hugging Face or MLX layout.
 
     dtype: "bfloat16", "float16" or "float32" for activations and unpacked weights; None: the
-    device's policy. Raises ConfigError, WeightsError (naming the tensor or file), OptionError.
+    device's policy. policy: decides in its place, dtype included.
+    Raises ConfigError, WeightsError (naming the tensor or file), OptionError.
     """
     raw = read_config(folder)
     config = ModelConfig.from_dict(raw)
     _refuse_foreign_quantization(raw, Path(folder))
-    policy = ComputePolicy.for_device(
+    policy = policy or ComputePolicy.for_device(
         Device.current(), checkpoint_dtype=config.torch_dtype, dtype=dtype
     )
     source = CheckpointSource(config, Checkpoint.from_folder(folder), policy)

@@ -1,0 +1,95 @@
+"""mlx-lm as a `Runner`: the same checkpoint, its defaults, its own generation loop."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen3.bench.graph import Kernels, launches
+from mlx_qwen3.bench.runner import FEW, Step, free, kernels_of, named_arrays, on_cpu
+from mlx_qwen3.model.config import ModelConfig
+
+PEER = "mlx-lm"
+
+
+class MlxLmRunner:
+    """It computes in the dtype of the checkpoint, which on a CPU backend can be very slow."""
+
+    name = PEER
+    slow = True
+
+    def __init__(self, folder: Path) -> None:
+        # Seconds of imports, which no figure is to contain.
+        from mlx_lm.generate import generate_step, generation_stream
+        from mlx_lm.utils import load_model
+
+        self._generate_step, self._stream = generate_step, generation_stream
+        self._load_model = load_model
+        self._folder = folder
+        self._model: Any = None
+
+    def load(self) -> None:
+        self._model, _ = self._load_model(self._folder)
+
+    def unload(self) -> None:
+        self._model = None
+        free()
+
+    def parameters(self) -> dict[str, mx.array]:
+        return named_arrays(self._model.parameters())
+
+    def generate(self, token_ids: Sequence[int], count: int) -> Iterator[int]:
+        prompt = mx.array(list(token_ids))
+        steps = self._generate_step(prompt, self._model, max_tokens=count + 1)
+        for _ in range(count):
+            token, _ = next(steps)
+            yield int(token)
+        mx.synchronize(self._stream)  # the step ahead must not run into what comes next
+
+    def step(self, token_ids: Sequence[int]) -> Step:
+        return MlxLmStep(self._model, token_ids)
+
+    def kernels(self) -> Kernels:
+        layers = ModelConfig.from_folder(self._folder).num_hidden_layers
+        counted = []
+        for few in range(1, min(layers, 2) + 1):
+            model, _ = self._load_model(
+                self._folder, lazy=True, strict=False, model_config={"num_hidden_layers": few}
+            )
+            step = MlxLmStep(model, FEW)
+            counted.append(launches(step.build, decomposed=on_cpu()).total())
+        return kernels_of(counted, layers)
+
+
+class MlxLmStep:
+    """What mlx-lm's generate_step does per token, without going ahead."""
+
+    def __init__(self, model: Any, token_ids: Sequence[int]) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self._model = model
+        self._cache = make_prompt_cache(model)
+        model(mx.array([list(token_ids)]), cache=self._cache)
+        self._token = mx.array([token_ids[-1]])
+        mx.eval([layer.state for layer in self._cache], self._token)
+
+    def build(self) -> list[mx.array]:
+        logits = self._model(self._token[None], cache=self._cache)[:, -1, :]
+        logprobs = logits - mx.logsumexp(logits, keepdims=True)
+        self._token = mx.argmax(logprobs, axis=-1)
+        return [self._token, logprobs]
+
+    def kv_bytes(self, tokens: int) -> int:
+        return sum(
+            (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2] * tokens
+            for layer in self._cache
+        )
+
+
+def peer_version() -> str:
+    """mlx-lm's."""
+    return importlib.metadata.version(PEER)

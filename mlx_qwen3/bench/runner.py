@@ -1,0 +1,241 @@
+"""What is measured: a model that loads, generates and builds single steps.
+
+    Runner      the interface; `OwnRunner` is this package, peer.py has mlx-lm's
+    Step        one decode step at a time, built but not evaluated
+
+A new way to step (a field of `ComputePolicy` that is True or False) becomes comparable by naming
+it in `STEP_SWITCH`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_qwen3.bench.graph import Kernels, launches
+from mlx_qwen3.device import Device
+from mlx_qwen3.errors import OptionError
+from mlx_qwen3.generation.loop import TokenLoop
+from mlx_qwen3.generation.sampling import Sampler, SamplingParams
+from mlx_qwen3.model.checkpoint import Checkpoint
+from mlx_qwen3.model.config import ModelConfig
+from mlx_qwen3.model.policy import ComputePolicy
+from mlx_qwen3.model.transformer import Transformer
+from mlx_qwen3.model.weights import CheckpointSource, load_model
+
+OWN = "mlx-qwen3"
+STEP_SWITCH = "compiled_step"
+_GREEDY = SamplingParams(temperature=0.0)
+FEW = (1, 2, 3)  # token_ids; a prompt to count kernels behind
+
+
+class Step(Protocol):
+    """Decode steps behind a prompt that was read."""
+
+    def build(self) -> list[mx.array]:
+        """The outputs of the next step, unevaluated; evaluate them before the next call."""
+        ...
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values that attending to that many tokens reads."""
+        ...
+
+
+class Runner(Protocol):
+    """A way to run one checkpoint. `load` before everything else.
+
+    slow: it may be given shorter prompts and fewer tokens than asked for.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def slow(self) -> bool: ...
+
+    def load(self) -> None:
+        """Read the weights into memory."""
+        ...
+
+    def unload(self) -> None:
+        """Free them."""
+        ...
+
+    def parameters(self) -> dict[str, mx.array]:
+        """The weights in memory by dotted name."""
+        ...
+
+    def generate(self, token_ids: Sequence[int], count: int) -> Iterator[int]:
+        """Greedy tokens, each as the host gets it; one is always computed ahead."""
+        ...
+
+    def step(self, token_ids: Sequence[int]) -> Step:
+        """Read a prompt, ready for single steps."""
+        ...
+
+    def kernels(self) -> Kernels | None:
+        """Launches per step, as a GPU would run it; needs no loaded model. None: not countable."""
+        ...
+
+
+class OwnRunner:
+    """This package. policy: how it computes; None: what the device wants."""
+
+    slow = False
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str | None = None,
+        policy: ComputePolicy | None = None,
+        name: str = OWN,
+    ) -> None:
+        self.name = name
+        self._folder = folder
+        self._dtype = dtype
+        self._policy = policy
+        self._model: Transformer | None = None
+
+    def load(self) -> None:
+        self._model = load_model(self._folder, dtype=self._dtype, policy=self._policy)
+
+    def unload(self) -> None:
+        self._model = None
+        free()
+
+    def parameters(self) -> dict[str, mx.array]:
+        return named_arrays(self._loaded.parameters())
+
+    def generate(self, token_ids: Sequence[int], count: int) -> Iterator[int]:
+        sampler = Sampler(_GREEDY, self._loaded.config.vocab_size, seed=0)
+        loop = TokenLoop(self._loaded, self._loaded.make_cache(), sampler)
+        loop.feed(token_ids)
+        for _ in range(count):
+            yield loop.next().token_id
+        # Here the loop goes, and waits for the step it is ahead.
+
+    def step(self, token_ids: Sequence[int]) -> Step:
+        return OwnStep(self._loaded, token_ids)
+
+    def kernels(self) -> Kernels | None:
+        cpu = on_cpu()
+        if cpu and getattr(self._policy, STEP_SWITCH, False):
+            return None  # under mx.compile a CPU's decomposed operations are not told apart
+        config = ModelConfig.from_folder(self._folder)
+        policy = gpu_policy(config) if cpu or self._policy is None else self._policy
+        counted = [
+            launches(OwnStep(model, FEW).build, decomposed=cpu).total()
+            for model in (self._shortened(config, layers, policy) for layers in (1, 2))
+            if model is not None
+        ]
+        return kernels_of(counted, config.num_hidden_layers)
+
+    def _shortened(
+        self, config: ModelConfig, layers: int, policy: ComputePolicy
+    ) -> Transformer | None:
+        """The model with its first layers only; None where it has fewer."""
+        if layers > config.num_hidden_layers:
+            return None
+        short = replace(config, num_hidden_layers=layers)
+        return Transformer(
+            short, CheckpointSource(short, Checkpoint.from_folder(self._folder), policy)
+        )
+
+    @property
+    def _loaded(self) -> Transformer:
+        if self._model is None:
+            raise RuntimeError("load the model first")
+        return self._model
+
+
+class OwnStep:
+    """What TokenLoop does per token, without going ahead."""
+
+    def __init__(self, model: Transformer, token_ids: Sequence[int]) -> None:
+        self._model = model
+        self._cache = model.make_cache()
+        self._sampler = Sampler(_GREEDY, model.config.vocab_size, seed=0)
+        model.hidden_states(mx.array([list(token_ids)]), self._cache)
+        self._token = mx.array([token_ids[-1]])
+        mx.eval(self._cache.state(), self._token)
+
+    def build(self) -> list[mx.array]:
+        hidden = self._model.hidden_states(self._token[None], self._cache)
+        sample = self._sampler.sample(self._model.logits(hidden[:, -1]))
+        self._token = sample.token
+        return sample.arrays()
+
+    def kv_bytes(self, tokens: int) -> int:
+        return sum(
+            layer.nbytes // layer.capacity * min(tokens, layer.max_size or tokens)
+            for layer in self._cache.layers
+        )
+
+
+def step_policies(folder: Path, dtype: str | None) -> dict[str, ComputePolicy]:
+    """This device's policy with the compiled step and with the plain one, by name.
+
+    Raises OptionError where there is no such choice.
+    """
+    if not has_step_switch():
+        raise OptionError("--steps: this version has one decode step only; leave it out")
+    policy = ComputePolicy.for_device(
+        Device.current(),
+        checkpoint_dtype=ModelConfig.from_folder(folder).torch_dtype,
+        dtype=dtype,
+    )
+    return {
+        f"{name} step": _switched(policy, on=on)
+        for name, on in (("compiled", True), ("plain", False))
+    }
+
+
+def gpu_policy(config: ModelConfig) -> ComputePolicy:
+    """How a GPU would compute this model, with the plain step: what METAL.md counts."""
+    device = Device.current()
+    if device.backend == "cpu":
+        device = replace(device, backend="metal")
+    policy = ComputePolicy.for_device(device, checkpoint_dtype=config.torch_dtype)
+    return _switched(policy, on=False) if has_step_switch() else policy
+
+
+def has_step_switch() -> bool:
+    """Whether this version knows more than one way to step."""
+    return STEP_SWITCH in {entry.name for entry in fields(ComputePolicy)}
+
+
+def _switched(policy: ComputePolicy, *, on: bool) -> ComputePolicy:
+    changes: dict[str, Any] = {STEP_SWITCH: on}
+    return replace(policy, **changes)
+
+
+def kernels_of(counted: Sequence[int], layers: int) -> Kernels:
+    """From the launches of the first layer alone and of the first two: all layers are alike."""
+    if len(counted) == 1:
+        return Kernels(counted[0], counted[0], 1)
+    per_layer = counted[1] - counted[0]
+    return Kernels(counted[0] + per_layer * (layers - 1), per_layer, layers)
+
+
+def on_cpu() -> bool:
+    """Whether MLX computes on its CPU backend."""
+    return Device.current().backend == "cpu"
+
+
+def named_arrays(tree: object) -> dict[str, mx.array]:
+    """A module's parameters by dotted name."""
+    return dict(tree_flatten(tree))
+
+
+def free() -> None:
+    """Give back what the last model held."""
+    gc.collect()
+    mx.synchronize()
+    mx.clear_cache()
