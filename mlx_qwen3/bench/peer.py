@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen3.bench.graph import Kernels, launches
-from mlx_qwen3.bench.runner import FEW, Step, free, kernels_of, named_arrays, on_cpu
+from mlx_qwen3.bench.runner import Step, free, kernels_of, named_arrays, on_cpu, zero_columns
 from mlx_qwen3.model.config import ModelConfig
 
 PEER = "mlx-lm"
@@ -51,31 +50,45 @@ class MlxLmRunner:
         mx.synchronize(self._stream)  # the step ahead must not run into what comes next
 
     def step(self, token_ids: Sequence[int]) -> Step:
-        return MlxLmStep(self._model, token_ids)
+        return MlxLmStep.behind(self._model, token_ids)
 
     def kernels(self) -> Kernels:
-        layers = ModelConfig.from_folder(self._folder).num_hidden_layers
+        config = ModelConfig.from_folder(self._folder)
         counted = []
-        for few in range(1, min(layers, 2) + 1):
+        for layers in range(1, min(config.num_hidden_layers, 2) + 1):
             model, _ = self._load_model(
-                self._folder, lazy=True, strict=False, model_config={"num_hidden_layers": few}
+                self._folder, lazy=True, strict=False, model_config={"num_hidden_layers": layers}
             )
-            step = MlxLmStep(model, FEW)
+            norm = named_arrays(model.parameters())["model.norm.weight"]
+            step = MlxLmStep.behind_zeros(model, zero_columns(config, norm.dtype))
             counted.append(launches(step.build, decomposed=on_cpu()).total())
-        return kernels_of(counted, layers)
+        return kernels_of(counted, config.num_hidden_layers)
 
 
 class MlxLmStep:
     """What mlx-lm's generate_step does per token, without going ahead."""
 
-    def __init__(self, model: Any, token_ids: Sequence[int]) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
-
+    def __init__(self, model: Any, cache: list[Any], last: int) -> None:
+        """last: the token that follows what is in the cache."""
         self._model = model
-        self._cache = make_prompt_cache(model)
-        model(mx.array([list(token_ids)]), cache=self._cache)
-        self._token = mx.array([token_ids[-1]])
+        self._cache = cache
+        self._token = mx.array([last])
         mx.eval([layer.state for layer in self._cache], self._token)
+
+    @classmethod
+    def behind(cls, model: Any, token_ids: Sequence[int]) -> MlxLmStep:
+        """Behind a prompt, which is read here."""
+        cache = _make_cache(model)
+        model(mx.array([list(token_ids)]), cache=cache)
+        return cls(model, cache, token_ids[-1])
+
+    @classmethod
+    def behind_zeros(cls, model: Any, zeros: mx.array) -> MlxLmStep:
+        """Behind keys and values that nothing computed."""
+        cache = _make_cache(model)
+        for layer in cache:
+            layer.update_and_fetch(zeros, zeros)
+        return cls(model, cache, last=0)
 
     def build(self) -> list[mx.array]:
         logits = self._model(self._token[None], cache=self._cache)[:, -1, :]
@@ -90,6 +103,7 @@ class MlxLmStep:
         )
 
 
-def peer_version() -> str:
-    """mlx-lm's."""
-    return importlib.metadata.version(PEER)
+def _make_cache(model: Any) -> list[Any]:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return list(make_prompt_cache(model))

@@ -23,6 +23,7 @@ from mlx_qwen3.device import Device
 from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation.loop import TokenLoop
 from mlx_qwen3.generation.sampling import Sampler, SamplingParams
+from mlx_qwen3.model.cache import Cache
 from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.policy import ComputePolicy
@@ -32,7 +33,7 @@ from mlx_qwen3.model.weights import CheckpointSource, load_model
 OWN = "mlx-qwen3"
 STEP_SWITCH = "compiled_step"
 _GREEDY = SamplingParams(temperature=0.0)
-FEW = (1, 2, 3)  # token_ids; a prompt to count kernels behind
+_FEW = 3  # tokens in the cache when kernels are counted
 
 
 class Step(Protocol):
@@ -122,7 +123,7 @@ class OwnRunner:
         # Here the loop goes, and waits for the step it is ahead.
 
     def step(self, token_ids: Sequence[int]) -> Step:
-        return OwnStep(self._loaded, token_ids)
+        return OwnStep.behind(self._loaded, token_ids)
 
     def kernels(self) -> Kernels | None:
         cpu = on_cpu()
@@ -131,7 +132,7 @@ class OwnRunner:
         config = ModelConfig.from_folder(self._folder)
         policy = gpu_policy(config) if cpu or self._policy is None else self._policy
         counted = [
-            launches(OwnStep(model, FEW).build, decomposed=cpu).total()
+            launches(OwnStep.behind_zeros(model, policy.dtype).build, decomposed=cpu).total()
             for model in (self._shortened(config, layers, policy) for layers in (1, 2))
             if model is not None
         ]
@@ -158,13 +159,28 @@ class OwnRunner:
 class OwnStep:
     """What TokenLoop does per token, without going ahead."""
 
-    def __init__(self, model: Transformer, token_ids: Sequence[int]) -> None:
+    def __init__(self, model: Transformer, cache: Cache, last: int) -> None:
+        """last: the token that follows what is in the cache."""
         self._model = model
-        self._cache = model.make_cache()
+        self._cache = cache
         self._sampler = Sampler(_GREEDY, model.config.vocab_size, seed=0)
-        model.hidden_states(mx.array([list(token_ids)]), self._cache)
-        self._token = mx.array([token_ids[-1]])
+        self._token = mx.array([last])
         mx.eval(self._cache.state(), self._token)
+
+    @classmethod
+    def behind(cls, model: Transformer, token_ids: Sequence[int]) -> OwnStep:
+        """Behind a prompt, which is read here."""
+        cache = model.make_cache()
+        model.hidden_states(mx.array([list(token_ids)]), cache)
+        return cls(model, cache, token_ids[-1])
+
+    @classmethod
+    def behind_zeros(cls, model: Transformer, dtype: mx.Dtype) -> OwnStep:
+        """Behind keys and values that nothing computed: the model need not be able to run here."""
+        cache, zeros = model.make_cache(), zero_columns(model.config, dtype)
+        for layer in cache.layers:
+            layer.update(zeros, zeros)
+        return cls(model, cache, last=0)
 
     def build(self) -> list[mx.array]:
         hidden = self._model.hidden_states(self._token[None], self._cache)
@@ -227,6 +243,11 @@ def kernels_of(counted: Sequence[int], layers: int) -> Kernels:
 def on_cpu() -> bool:
     """Whether MLX computes on its CPU backend."""
     return Device.current().backend == "cpu"
+
+
+def zero_columns(config: ModelConfig, dtype: mx.Dtype) -> mx.array:
+    """Keys, or values, of a few tokens: (1, num_key_value_heads, few, head_dim)."""
+    return mx.zeros((1, config.num_key_value_heads, _FEW, config.head_dim), dtype)
 
 
 def named_arrays(tree: object) -> dict[str, mx.array]:

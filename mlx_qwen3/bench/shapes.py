@@ -3,8 +3,8 @@
     write_checkpoint(shape_config(find("0.6b").release), 4, folder)
 
 Written a tensor at a time; quantized tensors are random integers, so nothing is ever quantized.
-What such a model says is noise; how fast it says it is not. Quantized ones are in MLX's layout,
-those of 16 and 32 bits in the layout of the published ones.
+What such a model says is noise; how fast it says it is not. The layout is MLX's, with the experts
+of a layer in one tensor; `published` asks for that of the releases, to convert.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ GROUP_SIZE = 64
 QUANTIZED = (2, 3, 4, 5, 6, 8)
 FLOATS = {16: ("BF16", "bfloat16"), 32: ("F32", "float32")}
 BITS = (*QUANTIZED, *FLOATS)
+_DRAWN = 1 << 20  # values drawn for a matrix; larger ones repeat them
 _BYTES = {"U32": 4, "F32": 4, "BF16": 2}
 
 
@@ -102,13 +103,16 @@ def _rounded(width: float) -> int:
     return -(-int(width) // GROUP_SIZE) * GROUP_SIZE
 
 
-def write_checkpoint(config: dict[str, Any], bits: int, folder: Path) -> Path:
+def write_checkpoint(
+    config: dict[str, Any], bits: int, folder: Path, *, published: bool = False
+) -> Path:
     """Write config.json and model.safetensors; returns the folder.
 
     bits: 2, 3, 4, 5, 6, 8 (affine groups of 64), 16 (bfloat16) or 32 (float32).
+    published: experts one by one, as the releases have them; for 16 and 32 bits only.
     Raises OptionError for others, DeviceError when the disk has no room.
     """
-    tensors = stored_tensors(config, bits)
+    tensors = stored_tensors(config, bits, published=published)
     if bits in QUANTIZED:
         quantization = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
         config = config | {"quantization": quantization, "quantization_config": quantization}
@@ -121,14 +125,17 @@ def write_checkpoint(config: dict[str, Any], bits: int, folder: Path) -> Path:
     return folder
 
 
-def stored_tensors(config: dict[str, Any], bits: int) -> list[Stored]:
+def stored_tensors(config: dict[str, Any], bits: int, *, published: bool = False) -> list[Stored]:
     """What the checkpoint of a config holds. Raises OptionError for bits not known."""
     if bits not in BITS:
         raise OptionError(f"bits is {bits}; expected one of {', '.join(map(str, BITS))}")
+    if published and bits not in FLOATS:
+        raise OptionError(f"bits is {bits}; the published layout has 16 or 32")
     shapes = tensor_shapes(ModelConfig.from_dict(config))
+    named = shapes if published else dict(_mlx_names(shapes))
     if bits in FLOATS:
-        return [Stored(name, FLOATS[bits][0], shape) for name, shape in shapes.items()]
-    return [one for name, shape in _mlx_names(shapes) for one in _packed(name, shape, bits)]
+        return [Stored(name, FLOATS[bits][0], shape) for name, shape in named.items()]
+    return [one for name, shape in named.items() for one in _packed(name, shape, bits)]
 
 
 def _mlx_names(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -192,7 +199,8 @@ def _values(tensor: Stored, bits: int, generator: np.random.Generator) -> Array:
     if len(shape) == 1:
         return _as_stored(np.ones(shape, np.float32), tensor.dtype)
     if tensor.name.endswith(".weight"):
-        normal = np.resize(generator.standard_normal(1 << 20, np.float32), shape)
+        count = min(int(np.prod(shape)), _DRAWN)
+        normal = np.resize(generator.standard_normal(count, np.float32), shape)
         return _as_stored(normal / np.float32(shape[-1] ** 0.5), tensor.dtype)
     # Integers of 0..2^bits-1, uniform: their middle goes to 0, their spread to 1 / sqrt(in).
     scale = (12 / (shape[-1] * GROUP_SIZE)) ** 0.5 / 2**bits
