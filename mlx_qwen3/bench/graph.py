@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -91,7 +92,7 @@ def _count(arrays: Sequence[mx.array]) -> Counter[str]:
 
 @contextmanager
 def _fast_operations_noted() -> Iterator[_FastCalls]:
-    """mx.fast's operations replaced by ones that note the call, and put back in the end."""
+    """MLX's fast operations replaced by ones that note the call, and put back in the end."""
     calls = _FastCalls()
 
     def like_first(name: str) -> Callable[..., mx.array]:
@@ -100,17 +101,28 @@ def _fast_operations_noted() -> Iterator[_FastCalls]:
     def attention(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
         return calls.take("attention", [q, k, v, options.get("mask")], (*q.shape[:-1], v.shape[-1]))
 
-    replaced: Mapping[str, Callable[..., mx.array]] = {
-        "rms_norm": like_first("rms_norm"),
-        "layer_norm": like_first("layer_norm"),
-        "rope": like_first("rope"),
-        "scaled_dot_product_attention": attention,
+    def dequantize(
+        w: mx.array,
+        scales: mx.array,
+        biases: mx.array | None = None,
+        group_size: int = 64,
+        **_: Any,
+    ) -> mx.array:
+        shape = (*scales.shape[:-1], scales.shape[-1] * group_size)
+        return calls.take("dequantize", [scales, w, biases], shape)
+
+    replaced: Mapping[str, tuple[ModuleType, Callable[..., mx.array]]] = {
+        "rms_norm": (mx.fast, like_first("rms_norm")),
+        "layer_norm": (mx.fast, like_first("layer_norm")),
+        "rope": (mx.fast, like_first("rope")),
+        "scaled_dot_product_attention": (mx.fast, attention),
+        "dequantize": (mx, dequantize),
     }
-    originals = {name: getattr(mx.fast, name) for name in replaced}
+    originals = {name: getattr(module, name) for name, (module, _) in replaced.items()}
     try:
-        for name, operation in replaced.items():
-            setattr(mx.fast, name, operation)
+        for name, (module, operation) in replaced.items():
+            setattr(module, name, operation)
         yield calls
     finally:
-        for name, operation in originals.items():
-            setattr(mx.fast, name, operation)
+        for name, original in originals.items():
+            setattr(replaced[name][0], name, original)
