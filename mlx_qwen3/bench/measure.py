@@ -8,14 +8,14 @@ apart; its timings also tell how much a slow runner can be asked for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3.bench.roofline import Weights, describe_weights
-from mlx_qwen3.bench.runner import Runner, Step
+from mlx_qwen3.bench.runner import Runner
 from mlx_qwen3.model.config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -56,20 +56,19 @@ class LengthRun:
 
 @dataclass(frozen=True)
 class StepRun:
-    """One step not overlapped with the next, in seconds.
+    """One step of the generation loop, not overlapped with another, in seconds.
 
-    build, dispatch: what the host's thread works to make the graph and to hand it over; while it
-    is held up because the device has enough to do, it does not work. total: by the clock.
+    host: what the host's thread works to build the graph and hand it over. While it is held up
+    because the device has enough to do, it does not work. total: by the clock.
     """
 
-    build: float
-    dispatch: float
+    host: float
     total: float
 
     @property
-    def wait(self) -> float:
-        """What the host does not account for: the device's time."""
-        return max(self.total - self.build - self.dispatch, 0.0)
+    def device(self) -> float:
+        """What the host does not account for."""
+        return max(self.total - self.host, 0.0)
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ def _turn(runner: Runner, lengths: tuple[Length, ...], config: ModelConfig) -> T
     load_peak = mx.get_peak_memory()
     probe = prompt_ids(PROBE, config.vocab_size)
     first, warm = (_run(runner, Length(PROBE, 0), probe).first_token for _ in range(2))
-    step = runner.step(probe)
-    steps = _single_steps(step, budget=_STEPS * warm if lengths else 0)
+    steps = _single_steps(runner, probe, budget=_STEPS * warm if lengths else 0)
     # A length that a slow runner got twice is run once.
     runs = {
         one: _run(runner, one, prompt_ids(one.prompt, config.vocab_size)) for one in set(lengths)
@@ -153,9 +151,8 @@ def _turn(runner: Runner, lengths: tuple[Length, ...], config: ModelConfig) -> T
         warm_first_token=warm,
         steps=steps,
         lengths=tuple(runs[one] for one in lengths),
-        kv_bytes=tuple(step.kv_bytes(one.prompt + one.tokens) for one in lengths),
+        kv_bytes=tuple(runner.kv_bytes(one.prompt + one.tokens) for one in lengths),
     )
-    del step
     runner.unload()
     return turn
 
@@ -180,24 +177,25 @@ def _run(runner: Runner, length: Length, prompt: Sequence[int]) -> LengthRun:
     return LengthRun(length, times[0] - start, times[-1] - times[0], *peaks)
 
 
-def _single_steps(step: Step, *, budget: float) -> tuple[StepRun, ...]:
+def _single_steps(runner: Runner, prompt: Sequence[int], *, budget: float) -> tuple[StepRun, ...]:
     """Up to _STEPS of them within about `budget` seconds, behind one that warms up."""
-    _single_step(step)
+    tokens = runner.generate(prompt, _STEPS + 2)
+    next(tokens), next(tokens)
     runs: list[StepRun] = []
     start = time.perf_counter()
     while len(runs) < _FEWEST or (len(runs) < _STEPS and time.perf_counter() - start < budget):
-        runs.append(_single_step(step))
+        runs.append(_single_step(runner, tokens))
     return tuple(runs)
 
 
-def _single_step(step: Step) -> StepRun:
+def _single_step(runner: Runner, tokens: Iterator[int]) -> StepRun:
+    """The loop is one step ahead: that one has landed, so `next` only builds and hands over."""
+    runner.land()
     began, start = time.perf_counter(), time.thread_time()
-    outputs = step.build()
-    built = time.thread_time()
-    mx.async_eval(outputs)
-    handed_over = time.thread_time()
-    mx.eval(outputs)
-    return StepRun(built - start, handed_over - built, time.perf_counter() - began)
+    next(tokens)
+    host = time.thread_time() - start
+    runner.land()
+    return StepRun(host, time.perf_counter() - began)
 
 
 def _seconds(work: Callable[[], None]) -> float:

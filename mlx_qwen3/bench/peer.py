@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.bench.graph import Kernels, launches
-from mlx_qwen3.bench.runner import Step, free, kernels_of, named_arrays, on_cpu, zero_columns
+from mlx_qwen3.bench.graph import Build, Kernels, launches
+from mlx_qwen3.bench.runner import free, kernels_of, named_arrays, on_cpu, zero_columns
 from mlx_qwen3.model.config import ModelConfig
 
 PEER = "mlx-lm"
@@ -47,10 +47,17 @@ class MlxLmRunner:
         for _ in range(count):
             token, _ = next(steps)
             yield int(token)
-        mx.synchronize(self._stream)  # the step ahead must not run into what comes next
+        self.land()  # the step ahead must not run into what comes next
 
-    def step(self, token_ids: Sequence[int]) -> Step:
-        return MlxLmStep.behind(self._model, token_ids)
+    def land(self) -> None:
+        mx.synchronize(self._stream)
+
+    def kv_bytes(self, tokens: int) -> int:
+        config = ModelConfig.from_folder(self._folder)
+        return sum(
+            (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2] * tokens
+            for layer in _filled_cache(self._model, config)
+        )
 
     def kernels(self) -> Kernels:
         config = ModelConfig.from_folder(self._folder)
@@ -59,51 +66,31 @@ class MlxLmRunner:
             model, _ = self._load_model(
                 self._folder, lazy=True, strict=False, model_config={"num_hidden_layers": layers}
             )
-            norm = named_arrays(model.parameters())["model.norm.weight"]
-            step = MlxLmStep.behind_zeros(model, zero_columns(config, norm.dtype))
-            counted.append(launches(step.build, decomposed=on_cpu()).total())
+            build = _next_step(model, config)
+            counted.append(launches(build, decomposed=on_cpu()).total())
         return kernels_of(counted, config.num_hidden_layers)
 
 
-class MlxLmStep:
-    """What mlx-lm's generate_step does per token, without going ahead."""
+def _next_step(model: Any, config: ModelConfig) -> Build:
+    """What generate_step builds for a token."""
+    cache = _filled_cache(model, config)
+    token_ids = mx.array([[0]])
+    mx.eval([layer.state for layer in cache], token_ids)
 
-    def __init__(self, model: Any, cache: list[Any], last: int) -> None:
-        """last: the token that follows what is in the cache."""
-        self._model = model
-        self._cache = cache
-        self._token = mx.array([last])
-        mx.eval([layer.state for layer in self._cache], self._token)
-
-    @classmethod
-    def behind(cls, model: Any, token_ids: Sequence[int]) -> MlxLmStep:
-        """Behind a prompt, which is read here."""
-        cache = _make_cache(model)
-        model(mx.array([list(token_ids)]), cache=cache)
-        return cls(model, cache, token_ids[-1])
-
-    @classmethod
-    def behind_zeros(cls, model: Any, zeros: mx.array) -> MlxLmStep:
-        """Behind keys and values that nothing computed."""
-        cache = _make_cache(model)
-        for layer in cache:
-            layer.update_and_fetch(zeros, zeros)
-        return cls(model, cache, last=0)
-
-    def build(self) -> list[mx.array]:
-        logits = self._model(self._token[None], cache=self._cache)[:, -1, :]
+    def build() -> list[mx.array]:
+        logits = model(token_ids, cache=cache)[:, -1, :]
         logprobs = logits - mx.logsumexp(logits, keepdims=True)
-        self._token = mx.argmax(logprobs, axis=-1)
-        return [self._token, logprobs]
+        return [mx.argmax(logprobs, axis=-1), logprobs]
 
-    def kv_bytes(self, tokens: int) -> int:
-        return sum(
-            (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2] * tokens
-            for layer in self._cache
-        )
+    return build
 
 
-def _make_cache(model: Any) -> list[Any]:
+def _filled_cache(model: Any, config: ModelConfig) -> list[Any]:
+    """A few tokens in it that no model computed, in the dtype of the model."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    return list(make_prompt_cache(model))
+    cache = list(make_prompt_cache(model))
+    zeros = zero_columns(config, named_arrays(model.parameters())["model.norm.weight"].dtype)
+    for layer in cache:
+        layer.update_and_fetch(zeros, zeros)
+    return cache

@@ -33,9 +33,8 @@ _TURN: dict[str, Callable[[Turn], float]] = {
     "load_seconds": lambda turn: turn.load,
     "first_token_seconds": lambda turn: turn.warm_first_token,
     "step_seconds": lambda turn: statistics.median(one.total for one in turn.steps),
-    "step_build_seconds": lambda turn: statistics.median(one.build for one in turn.steps),
-    "step_dispatch_seconds": lambda turn: statistics.median(one.dispatch for one in turn.steps),
-    "step_wait_seconds": lambda turn: statistics.median(one.wait for one in turn.steps),
+    "step_host_seconds": lambda turn: statistics.median(one.host for one in turn.steps),
+    "step_device_seconds": lambda turn: statistics.median(one.device for one in turn.steps),
 }
 _LENGTH: dict[str, Callable[[LengthRun], float]] = {
     "first_token_seconds": lambda run: run.first_token,

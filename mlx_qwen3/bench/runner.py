@@ -1,7 +1,6 @@
-"""What is measured: a model that loads, generates and builds single steps.
+"""What is measured: a model that loads, generates, and whose step can be counted.
 
     Runner      the interface; `OwnRunner` is this package, peer.py has mlx-lm's
-    Step        one decode step at a time, built but not evaluated
 
 A new way to step (a field of `ComputePolicy` that is True or False) becomes comparable by naming
 it in `STEP_SWITCH`.
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_qwen3.bench.graph import Kernels, launches
+from mlx_qwen3.bench.graph import Build, Kernels, launches
 from mlx_qwen3.device import Device
 from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation.loop import TokenLoop
@@ -34,18 +33,6 @@ OWN = "mlx-qwen3"
 STEP_SWITCH = "compiled_step"
 _GREEDY = SamplingParams(temperature=0.0)
 _FEW = 3  # tokens in the cache when kernels are counted
-
-
-class Step(Protocol):
-    """Decode steps behind a prompt that was read."""
-
-    def build(self) -> list[mx.array]:
-        """The outputs of the next step, unevaluated; evaluate them before the next call."""
-        ...
-
-    def kv_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values that attending to that many tokens reads."""
-        ...
 
 
 class Runner(Protocol):
@@ -76,8 +63,12 @@ class Runner(Protocol):
         """Greedy tokens, each as the host gets it; one is always computed ahead."""
         ...
 
-    def step(self, token_ids: Sequence[int]) -> Step:
-        """Read a prompt, ready for single steps."""
+    def land(self) -> None:
+        """Wait for the step that `generate` is ahead."""
+        ...
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values that attending to that many tokens reads."""
         ...
 
     def kernels(self) -> Kernels | None:
@@ -122,18 +113,25 @@ class OwnRunner:
             yield loop.next().token_id
         # Here the loop goes, and waits for the step it is ahead.
 
-    def step(self, token_ids: Sequence[int]) -> Step:
-        return OwnStep.behind(self._loaded, token_ids)
+    def land(self) -> None:
+        mx.synchronize()
+
+    def kv_bytes(self, tokens: int) -> int:
+        cache = _filled_cache(self._loaded, self._loaded.norm.weight.dtype)
+        return sum(
+            layer.nbytes // layer.capacity * min(tokens, layer.max_size or tokens)
+            for layer in cache.layers
+        )
 
     def kernels(self) -> Kernels | None:
-        cpu = on_cpu()
-        if cpu and getattr(self._policy, STEP_SWITCH, False):
-            return None  # under mx.compile a CPU's decomposed operations are not told apart
+        if getattr(self._policy, STEP_SWITCH, False):
+            return None  # under mx.compile the operations are not told apart
         config = ModelConfig.from_folder(self._folder)
-        policy = gpu_policy(config) if cpu or self._policy is None else self._policy
+        policy = gpu_policy(config)
+        models = [self._shortened(config, layers, policy) for layers in (1, 2)]
         counted = [
-            launches(OwnStep.behind_zeros(model, policy.dtype).build, decomposed=cpu).total()
-            for model in (self._shortened(config, layers, policy) for layers in (1, 2))
+            launches(_next_step(model, policy.dtype), decomposed=on_cpu()).total()
+            for model in models
             if model is not None
         ]
         return kernels_of(counted, config.num_hidden_layers)
@@ -156,43 +154,23 @@ class OwnRunner:
         return self._model
 
 
-class OwnStep:
-    """What TokenLoop does per token, without going ahead."""
+def _next_step(model: Transformer, dtype: mx.Dtype) -> Build:
+    """What TokenLoop builds for a token. The model need not be able to run here."""
+    cache = _filled_cache(model, dtype)
+    sampler = Sampler(_GREEDY, model.config.vocab_size, seed=0)
+    token_ids = mx.array([[0]])
+    mx.eval(cache.state(), token_ids)
+    return lambda: sampler.sample(
+        model.logits(model.hidden_states(token_ids, cache)[:, -1])
+    ).arrays()
 
-    def __init__(self, model: Transformer, cache: Cache, last: int) -> None:
-        """last: the token that follows what is in the cache."""
-        self._model = model
-        self._cache = cache
-        self._sampler = Sampler(_GREEDY, model.config.vocab_size, seed=0)
-        self._token = mx.array([last])
-        mx.eval(self._cache.state(), self._token)
 
-    @classmethod
-    def behind(cls, model: Transformer, token_ids: Sequence[int]) -> OwnStep:
-        """Behind a prompt, which is read here."""
-        cache = model.make_cache()
-        model.hidden_states(mx.array([list(token_ids)]), cache)
-        return cls(model, cache, token_ids[-1])
-
-    @classmethod
-    def behind_zeros(cls, model: Transformer, dtype: mx.Dtype) -> OwnStep:
-        """Behind keys and values that nothing computed: the model need not be able to run here."""
-        cache, zeros = model.make_cache(), zero_columns(model.config, dtype)
-        for layer in cache.layers:
-            layer.update(zeros, zeros)
-        return cls(model, cache, last=0)
-
-    def build(self) -> list[mx.array]:
-        hidden = self._model.hidden_states(self._token[None], self._cache)
-        sample = self._sampler.sample(self._model.logits(hidden[:, -1]))
-        self._token = sample.token
-        return sample.arrays()
-
-    def kv_bytes(self, tokens: int) -> int:
-        return sum(
-            layer.nbytes // layer.capacity * min(tokens, layer.max_size or tokens)
-            for layer in self._cache.layers
-        )
+def _filled_cache(model: Transformer, dtype: mx.Dtype) -> Cache:
+    """A few tokens in it that no model computed."""
+    cache, zeros = model.make_cache(), zero_columns(model.config, dtype)
+    for layer in cache.layers:
+        layer.update(zeros, zeros)
+    return cache
 
 
 def step_policies(folder: Path, dtype: str | None) -> dict[str, ComputePolicy]:

@@ -46,9 +46,8 @@ _TURN_ROWS: Mapping[str, tuple[str, _Format]] = {
     "load_seconds": ("load", seconds_text),
     "first_token_seconds": (f"first token, warm ({PROBE} tokens read)", seconds_text),
     "step_seconds": ("one step, not overlapped", seconds_text),
-    "step_build_seconds": ("  host builds the graph", seconds_text),
-    "step_dispatch_seconds": ("  host hands it over", seconds_text),
-    "step_wait_seconds": ("  the rest: device", seconds_text),
+    "step_host_seconds": ("  host: builds it, hands it over", seconds_text),
+    "step_device_seconds": ("  the rest: device", seconds_text),
 }
 _LENGTH_ROWS: Mapping[str, tuple[str, _Format]] = {
     "first_token_seconds": ("  first token", seconds_text),

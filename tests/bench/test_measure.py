@@ -15,10 +15,17 @@ from mlx_qwen3.bench.measure import PROBE, Length, Plan, StepRun, Turn, fit, pro
 from mlx_qwen3.bench.plot import draw
 from mlx_qwen3.bench.report import Report, as_dict, run
 from mlx_qwen3.bench.roofline import Weights, describe_weights, measure_bandwidth
-from mlx_qwen3.bench.runner import OwnRunner, named_arrays
+from mlx_qwen3.bench.runner import (
+    STEP_SWITCH,
+    OwnRunner,
+    has_step_switch,
+    named_arrays,
+    step_policies,
+)
 from mlx_qwen3.bench.shapes import shape_config, write_checkpoint
 from mlx_qwen3.bench.stats import Spread
 from mlx_qwen3.bench.table import reductions, seconds_text, table
+from mlx_qwen3.errors import OptionError
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.weights import load_model
 from mlx_qwen3.releases import find
@@ -49,11 +56,8 @@ class NotedRunner:
         self.asked.append((len(token_ids), count))
         yield from range(count)
 
-    def step(self, token_ids: Sequence[int]) -> NotedRunner:
-        return self
-
-    def build(self) -> list[mx.array]:
-        return [mx.ones((4,)) + 1]
+    def land(self) -> None:
+        """Nothing is ahead."""
 
     def kv_bytes(self, tokens: int) -> int:
         return 100 * tokens
@@ -75,9 +79,9 @@ def test_sides_take_turns_and_only_one_is_in_memory() -> None:
     assert seen == [(done, 6) for done in range(1, 7)]
     assert [len(one.turns) for one in turns] == [2, 2]
     probes = [(PROBE, 1)] * 2
-    full = {(8, 4), (16, 4)}
-    assert sides[0].asked[:2] == probes
-    assert set(sides[0].asked[4:6]) == full
+    cold, first = sides[0].asked[:3], sides[0].asked[3:8]
+    assert cold[:2] == first[:2] == probes
+    assert set(first[3:]) == {(8, 4), (16, 4)}
 
 
 def test_a_length_a_slow_runner_gets_twice_is_run_once() -> None:
@@ -105,7 +109,7 @@ def test_a_slow_runner_gets_what_it_can_do(
         load_peak=1,
         first_token=9,
         warm_first_token=float(PROBE),
-        steps=(StepRun(0.01, 0.01, 0.2),),
+        steps=(StepRun(0.02, 0.2),),
         lengths=(),
         kv_bytes=(),
     )
@@ -125,8 +129,8 @@ def test_a_ratio_is_that_of_each_round() -> None:
 
 
 def test_a_step_is_split_into_host_and_device() -> None:
-    assert StepRun(0.25, 0.5, 1.0).wait == 0.25
-    assert StepRun(0.5, 0.75, 1.0).wait == 0.0  # clocks of different kinds may disagree a little
+    assert StepRun(0.75, 1.0).device == 0.25
+    assert StepRun(1.25, 1.0).device == 0.0  # clocks of different kinds may disagree a little
 
 
 @pytest.mark.parametrize(
@@ -210,14 +214,18 @@ def test_the_runner_of_this_package(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="load"):
         runner.parameters()
     runner.load()
-    greedy = list(runner.generate([1, 2, 3], 6))
-    step = runner.step([1, 2, 3])
-    again = []
-    for _ in range(6):
-        outputs = step.build()
-        mx.eval(outputs)
-        again.append(outputs[0].item())
-    # The step's first token follows the prompt's last, read a second time.
-    assert again == list(runner.generate([1, 2, 3, 3], 6))
-    assert len(greedy) == 6
-    assert step.kv_bytes(10) == 2 * 2 * 1 * 128 * 10 * 4  # k and v, layers, heads, float32
+    assert list(runner.generate([1, 2, 3], 6)) == list(runner.generate([1, 2, 3], 6))
+    assert runner.kv_bytes(10) == 2 * 2 * 1 * 128 * 10 * 4  # k and v, layers, heads, float32
+    runner.unload()
+    with pytest.raises(RuntimeError, match="load"):
+        runner.kv_bytes(10)
+
+
+def test_the_steps_that_can_be_compared(checkpoint: Path) -> None:
+    """Nothing to compare yet is said; a field of the policy is all it takes."""
+    if has_step_switch():
+        policies = step_policies(checkpoint, None)
+        assert [getattr(one, STEP_SWITCH) for one in policies.values()] == [True, False]
+    else:
+        with pytest.raises(OptionError, match="one decode step only"):
+            step_policies(checkpoint, None)
