@@ -52,14 +52,14 @@ class _FastCalls:
     names: Counter[str] = field(default_factory=Counter)
     inputs: list[mx.array] = field(default_factory=list)
 
-    def take(
-        self, name: str, inputs: Sequence[mx.array | None], shape: tuple[int, ...]
-    ) -> mx.array:
-        """Note a call; returns zeros in the place of its output, where the graph is cut."""
+    def take(self, name: str, arguments: Sequence[Any], shape: tuple[int, ...]) -> mx.array:
+        """Note a call; returns zeros in the place of its output, where the graph is cut.
+
+        arguments: arrays and whatever else; the first decides the dtype.
+        """
         self.names[name] += 1
-        self.inputs += [one for one in inputs if isinstance(one, mx.array)]
-        first = next(one for one in inputs if one is not None)
-        output = mx.zeros(shape, first.dtype)
+        self.inputs += [one for one in arguments if isinstance(one, mx.array)]
+        output = mx.zeros(shape, arguments[0].dtype)
         mx.eval(output)
         return output
 
@@ -96,10 +96,12 @@ def _fast_operations_noted() -> Iterator[_FastCalls]:
     calls = _FastCalls()
 
     def like_first(name: str) -> Callable[..., mx.array]:
-        return lambda x, *inputs, **_: calls.take(name, [x, *inputs], x.shape)
+        return lambda x, *inputs, **options: calls.take(
+            name, [x, *inputs, *options.values()], x.shape
+        )
 
     def attention(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
-        return calls.take("attention", [q, k, v, options.get("mask")], (*q.shape[:-1], v.shape[-1]))
+        return calls.take("attention", [q, k, v, *options.values()], (*q.shape[:-1], v.shape[-1]))
 
     def dequantize(
         w: mx.array,

@@ -40,6 +40,17 @@ CASES: dict[str, tuple[Callable[[], mx.array], int]] = {
         lambda: mx.fast.rope(X[None, None], 8, traditional=False, base=1e4, scale=1.0, offset=3),
         1,
     ),
+    "what an offset is made of counts": (
+        lambda: mx.fast.rope(
+            X[None, None],
+            8,
+            traditional=False,
+            base=1e4,
+            scale=1.0,
+            offset=mx.argmax(X),
+        ),
+        2,
+    ),
     "unpacking is one": (
         lambda: mx.dequantize(*mx_quantized(), group_size=32, bits=4) + 1,
         2,
