@@ -66,6 +66,8 @@ class Options:
         yield not known, f"--dtype {self.dtype}: expected bfloat16, float16 or float32"
         drawn = self.plot is None or self.plot.endswith(".svg")
         yield not drawn, f"--plot {self.plot}: pictures are SVG; expected a name that ends in .svg"
+        place = Path(self.plot or ".").parent
+        yield not place.is_dir(), f"--plot {self.plot}: there is no folder {place}"
         inside = self.steps or self.plot is not None or self.dtype is not None
         yield (
             self.startup and inside,

@@ -114,6 +114,7 @@ WRONG = [
     (("--rounds", "0"), "--rounds"),
     (("--vs", "llama.cpp"), "expected mlx-lm"),
     (("--plot", "bench.gif"), ".svg"),
+    (("--plot", "absent/bench.svg"), "no folder absent"),
     (("--dtype", "int8"), "int8"),
     (("--bits", "7"), "bits is 7"),
     (("--hidden", "65"), "hidden is 65"),
