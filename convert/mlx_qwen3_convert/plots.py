@@ -8,22 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_qwen3.model.linear import Quantization
+from mlx_qwen3.svg import Axis, box, curve, dot, frame, on_shade, svg, text
 from mlx_qwen3_convert.auto import Choice, Measured, write_recipe
 from mlx_qwen3_convert.formats import describe
 from mlx_qwen3_convert.groups import EMBED, Group
 from mlx_qwen3_convert.sensitivity import Sensitivity
-from mlx_qwen3_convert.svg import (
-    FAINT,
-    GRID,
-    Axis,
-    box,
-    curve,
-    dot,
-    line,
-    on_shade,
-    svg,
-    text,
-)
 
 _WIDTH, _HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 30, 56, 56  # margins in pixels
@@ -57,7 +46,7 @@ def quality_plot(points: Sequence[Point], *, size: str, loss: str) -> str:
         _HEIGHT,
         [
             text(_LEFT, 28, f"{loss.partition(',')[0]} against size", "title"),
-            *_frame(x, y),
+            *frame(x, y),
             text(_WIDTH - _RIGHT, _HEIGHT - 14, size, "faint", anchor="end"),
             text(_LEFT, _TOP - 8, loss, "faint"),
             curve([at[point] for point in best(shown)]),
@@ -73,24 +62,6 @@ def best(points: Iterable[Point]) -> list[Point]:
         if not found or point.loss < found[-1].loss:
             found.append(point)
     return found
-
-
-def _frame(x: Axis, y: Axis) -> list[str]:
-    """Grid, axis and figures."""
-    parts = []
-    for value in y.ticks():
-        at = y.at(value)
-        parts += [
-            line(x.start, at, x.end, at, GRID),
-            text(x.start - 8, at + 4, f"{value:g}", "faint", anchor="end"),
-        ]
-    for value in x.ticks():
-        at = x.at(value)
-        parts += [
-            line(at, y.start, at, y.start + 5, FAINT),
-            text(at, y.start + 20, f"{value:g}", "faint", anchor="middle"),
-        ]
-    return [*parts, line(x.start, y.start, x.end, y.start, FAINT)]
 
 
 def _labelled(at: Mapping[Point, tuple[float, float]]) -> list[str]:

@@ -65,6 +65,7 @@ def build_app() -> typer.Typer:
 
 def _commands() -> list[Callable[..., None]]:
     # Imported here, not above: a name bound in this module would hide its own submodule.
+    from mlx_qwen3.cli.bench import bench
     from mlx_qwen3.cli.chat import chat
     from mlx_qwen3.cli.convert import convert
     from mlx_qwen3.cli.doctor import doctor
@@ -73,7 +74,7 @@ def _commands() -> list[Callable[..., None]]:
     from mlx_qwen3.cli.models import models
     from mlx_qwen3.cli.pull import pull
 
-    return [generate, chat, convert, eval, models, pull, doctor]
+    return [generate, chat, convert, eval, bench, models, pull, doctor]
 
 
 def _start(

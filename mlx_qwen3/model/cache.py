@@ -21,7 +21,7 @@ from mlx_qwen3.errors import CacheFullError, OptionError
 
 Mask = mx.array | str | None
 
-BLOCK = 256  # tokens; METAL.md's multiple for attention kernels
+BLOCK = 256  # tokens; the multiple that attention kernels want
 # Tokens kept beyond the window, so that a few may be taken back after old ones were forgotten.
 TRIM_RESERVE = 64
 KV_BITS = (4, 8)

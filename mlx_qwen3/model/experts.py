@@ -17,7 +17,7 @@ from mlx_qwen3.model.activations import Activation
 from mlx_qwen3.model.linear import AnyLinear, Quantization, nbytes
 
 # From this many (token, expert) pairs on, sorting by expert pays: MLX's gather kernels then
-# read each expert once for all its tokens (METAL.md: 64 tokens of a 128-expert, top-8 model).
+# read each expert once for all its tokens.
 _SORT_FROM = 64
 
 

@@ -62,7 +62,7 @@ def test_help_is_fast() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "chat", "convert", "eval", "models", "pull", "doctor"]
+    "command", ["generate", "chat", "convert", "eval", "bench", "models", "pull", "doctor"]
 )
 def test_every_command_has_help(command: str) -> None:
     done = mlx_qwen3(command, "--help")
@@ -73,7 +73,16 @@ def test_every_command_has_help(command: str) -> None:
 def test_help_lists_only_what_exists() -> None:
     done = mlx_qwen3("--help")
     listed = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line]
-    assert sorted(listed) == ["chat", "convert", "doctor", "eval", "generate", "models", "pull"]
+    assert sorted(listed) == [
+        "bench",
+        "chat",
+        "convert",
+        "doctor",
+        "eval",
+        "generate",
+        "models",
+        "pull",
+    ]
 
 
 def test_version() -> None:

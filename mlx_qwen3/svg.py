@@ -86,12 +86,13 @@ def line(x1: float, y1: float, x2: float, y2: float, color: str = GRID) -> str:
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{color}" fill="none"/>'
 
 
-def curve(points: Sequence[tuple[float, float]], color: str = POINT) -> str:
-    """Points joined by a dashed line; nothing for fewer than two."""
+def curve(points: Sequence[tuple[float, float]], color: str = POINT, *, dashed: bool = True) -> str:
+    """Points joined by a line; nothing for fewer than two."""
     if len(points) < 2:
         return ""
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path d="M{path}" stroke="{color}" fill="none" stroke-dasharray="4 4"/>'
+    dashes = ' stroke-dasharray="4 4"' if dashed else ""
+    return f'<path d="M{path}" stroke="{color}" fill="none"{dashes}/>'
 
 
 def dot(x: float, y: float, hint: str, color: str = POINT) -> str:
@@ -115,6 +116,24 @@ def shade(share: float) -> str:
 def on_shade(share: float) -> str:
     """The kind of text that can be read on it."""
     return "white" if share > 0.6 else ""
+
+
+def frame(x: Axis, y: Axis) -> list[str]:
+    """A plot's grid, its lower axis and the figures along both."""
+    parts = []
+    for value in y.ticks():
+        at = y.at(value)
+        parts += [
+            line(x.start, at, x.end, at, GRID),
+            text(x.start - 8, at + 4, f"{value:g}", "faint", anchor="end"),
+        ]
+    for value in x.ticks():
+        at = x.at(value)
+        parts += [
+            line(at, y.start, at, y.start + 5, FAINT),
+            text(at, y.start + 20, f"{value:g}", "faint", anchor="middle"),
+        ]
+    return [*parts, line(x.start, y.start, x.end, y.start, FAINT)]
 
 
 def _hint(words: str) -> str:
