@@ -343,7 +343,7 @@ def test_tools_may_come_bare(make: Make) -> None:
     assert llm.request("Hi", tools=[WEATHER]).tools == (wrapped,)
 
 
-@pytest.mark.parametrize("tool", ["weather", 5, None, len])
+@pytest.mark.parametrize("tool", ["weather", 5, None])
 def test_what_is_no_tool_is_refused_in_one_line(tool: Any, make: Make) -> None:
     with pytest.raises(TemplateError, match=r"tools\[0\] is a .*, expected a JSON schema object"):
         make().stream("Hi", tools=[tool])

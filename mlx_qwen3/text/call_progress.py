@@ -61,8 +61,8 @@ class CallProgress:
         if call.error is not None:
             return ""
         self.name = call.name
-        own = json.dumps(call.arguments, ensure_ascii=False)
-        for whole in (*(self._form.wholes(call) if self._form else ()), own):
+        wholes: list[str] = [] if self._form is None else list(self._form.wholes(call))
+        for whole in (*wholes, json.dumps(call.arguments, ensure_ascii=False)):
             if whole.startswith(self.arguments):
                 given, self.arguments = self.arguments, whole
                 return whole[len(given) :]
@@ -73,7 +73,7 @@ class CallProgress:
             self.name = found[1].strip()
             return _XmlArguments(parameters_of(self._tools, self.name), found.end())
         if found := _JSON_HEAD.match(text):
-            self.name = json.loads(found[1])
+            self.name = found[1]
             return _JsonArguments(found.end())
         return None
 
@@ -81,7 +81,7 @@ class CallProgress:
 _XML_HEAD = re.compile(rf"(?:{OPEN})?\s*{FUNCTION}([^>\n]+)>\s*")
 # A name with escapes in it, or behind the arguments, is known at the end.
 _JSON_HEAD = re.compile(
-    rf'{OPEN}\s*{{\s*"name"\s*:\s*("[^"\\\x00-\x1f]+")\s*,\s*"arguments"\s*:\s*'
+    rf'{OPEN}\s*{{\s*"name"\s*:\s*"([^"\\\x00-\x1f]+)"\s*,\s*"arguments"\s*:\s*'
 )
 
 
@@ -94,6 +94,9 @@ class _JsonArguments:
         self._in_string = self._stuck = False
 
     def grow(self, text: str) -> str:
+        if self._position == self._start:  # white space may have come since
+            self._start += len(text) - self._start - len(text[self._start :].lstrip())
+            self._position = self._start
         start = self._position
         if start == self._start and text[start : start + 1] != "{":
             self._stuck = self._stuck or len(text) > start  # the object as a text, or no object
