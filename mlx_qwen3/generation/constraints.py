@@ -121,7 +121,8 @@ def check_grammar(grammar: str, name: str) -> None:
 def check_satisfiable(vocabulary: Vocabulary, grammar: str, name: str) -> None:
     """Raise SchemaError for a grammar that no text of this vocabulary can begin to satisfy."""
     matcher = vocabulary.matcher(grammar)
-    if not _fill(matcher, vocabulary.vocab_size).any():
+    _fill(matcher, vocabulary.vocab_size)  # only now is it known that there is no way on
+    if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
         raise SchemaError(f"{name} cannot be satisfied: it allows no text at all; loosen it")
 
 

@@ -82,7 +82,20 @@ def _number(rng: Random) -> Schema:
 
 
 def _values(rng: Random) -> list[Any]:
-    values = ["rot", "grün", "日本", 'a"b', "\n", 1, -2.5, True, None, "", "<tool_call>", "</think>"]
+    values = [
+        "rot",
+        "grün",
+        "日本",
+        'a"b',
+        "\n",
+        1,
+        -2.5,
+        True,
+        None,
+        "",
+        "<tool_call>",
+        "</think>",
+    ]
     return rng.sample(values, rng.randint(1, 4))
 
 
