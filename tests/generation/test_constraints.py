@@ -87,7 +87,7 @@ def test_thinking_is_free_and_the_lead_is_not_the_answer(vocabulary: Vocabulary)
     constraint = answering(vocabulary, may_think=True)
     assert allowed(constraint) == NUMBERS | {THINK}
     assert say(constraint, [THINK]) is None
-    assert say(constraint, "x </think".encode()) is None
+    assert say(constraint, b"x </think") is None
     assert say(constraint, [THINK_END]) == NUMBERS | {10}
     assert say(constraint, b"\n") == NUMBERS | {10}
     assert say(constraint, b"\n") == NUMBERS
@@ -121,7 +121,7 @@ def test_rollback_equals_never_having_said_it(seed: int, vocabulary: Vocabulary)
     """In every phase: before, inside and behind the thought, in a call, behind the end."""
     rng = random.Random(seed)
     text = [THINK, *b"a <tool_call>", THINK_END, *b"\n\n12", EOS]
-    call = vocabulary.tokenizer.encode("hi <tool_call>[12] and <tool_call>[34]!") + [EOS]
+    call = [*vocabulary.tokenizer.encode("hi <tool_call>[12] and <tool_call>[34]!"), EOS]
     triggers = {"<tool_call>": answer_grammar(regex_part(r"\[[0-9]+\]"))}
 
     def strict() -> AnswerConstraint:
