@@ -58,11 +58,8 @@ def _sphinx(text: str) -> Description | None:
 
 
 _STYLES: tuple[Callable[[str], Description | None], ...] = (_google, _numpy, _sphinx)
-_SECTION = re.compile(
-    r"^(?:(?:Returns?|Raises|Yields?|Examples?|Notes?|See Also|Attributes):"
-    r"|(?:Returns?|Raises|Yields?|Examples?|Notes?|See Also|Attributes)[ \t]*\n-{3,}).*\Z",
-    re.M | re.S,
-)
+_OTHERS = "Returns?|Raises|Yields?|Examples?|Notes?|See Also|Attributes"
+_SECTION = re.compile(rf"^(?:{_OTHERS})(?::[ \t]*$|[ \t]*\n-{{3,}}).*\Z", re.M | re.S)
 
 
 def _cut(text: str) -> str:

@@ -42,10 +42,11 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
     Raises OptionError for positional-only and variable arguments, and for other types.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    described = read_docstring(inspect.getdoc(function))
+    routine: Any = function if inspect.isroutine(function) else type(function).__call__
+    described = read_docstring(inspect.getdoc(routine))
     try:
         parameters = inspect.signature(function).parameters.values()
-        hints = _hints(function)
+        hints = typing.get_type_hints(routine, include_extras=True)
         properties = {
             parameter.name: _property(parameter, hints, described.arguments)
             for parameter in parameters
@@ -71,12 +72,6 @@ def _hoisted(schema: Any, definitions: dict[str, Any]) -> Any:
         return schema
     definitions |= schema.get("$defs", {})
     return {key: _hoisted(one, definitions) for key, one in schema.items() if key != "$defs"}
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    """Type hints of a function, or of an object that can be called; annotated texts kept."""
-    target = function if inspect.isroutine(function) else type(function).__call__
-    return typing.get_type_hints(target, include_extras=True)
 
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
