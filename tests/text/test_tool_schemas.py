@@ -172,9 +172,12 @@ def test_what_follows_no_style_is_the_summary(docstring: str | None, summary: st
         (dict, {"type": "object"}),
         (dict[str, int], {"type": "object", "additionalProperties": {"type": "integer"}}),
         (Mapping[str, Any], {"type": "object"}),
-        (Optional[int], {"type": ["integer", "null"]}),
+        (Optional[int], {"type": ["integer", "null"]}),  # noqa: UP045  # a spelling users have
         (int | None, {"type": ["integer", "null"]}),
-        (Union[int, list[str]], {"anyOf": [{"type": "integer"}, type_schema(list[str])]}),
+        (
+            Union[int, list[str]],  # noqa: UP007
+            {"anyOf": [{"type": "integer"}, type_schema(list[str])]},
+        ),
         (Literal["a", "b"], {"type": "string", "enum": ["a", "b"]}),
         (Literal["a", 1], {"enum": ["a", 1]}),
         (Unit, {"type": "string", "enum": ["C", "F"]}),
@@ -236,7 +239,7 @@ def test_methods_and_objects_that_can_be_called() -> None:
 
 
 def test_without_hints_anything_goes() -> None:
-    def free(a, b=object()):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, B008
+    def free(a, b=object()):  # type: ignore[no-untyped-def]  # noqa: B008
         return a, b
 
     parameters = tool_schema(free)["function"]["parameters"]
@@ -260,7 +263,7 @@ def test_what_cannot_be_called_by_name_is_refused(function: Any, says: str) -> N
 def test_a_type_without_a_schema_is_refused() -> None:
     def odd(value: complex) -> None: ...
 
-    with pytest.raises(OptionError, match="function odd cannot be a tool: the type .*complex"):
+    with pytest.raises(OptionError, match=r"function odd cannot be a tool: the type .*complex"):
         tool_schema(odd)
 
 
