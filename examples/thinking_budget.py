@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent / "train_demo_model"))
 
 from chat import Example
 from groups import draw_group
-from mlx_qwen3_convert import svg
 
 from mlx_qwen3 import LLM, load
+from mlx_qwen3_convert import svg
 
 BUDGETS = (0, 16, 32, 48, 64, 80, 96, 112, 128, 144)
 OPERATIONS = {"addition": "#2563a8", "subtraction": "#b4500f"}
@@ -82,8 +82,10 @@ def plot(figures: Sequence[Figure], title: str) -> str:
     for value in (0, 25, 50, 75, 100):
         parts.append(svg.line(x.start, y.at(value), x.end, y.at(value)))
         parts.append(svg.text(x.start - 8, y.at(value) + 4, f"{value}", "faint", anchor="end"))
-    for value in BUDGETS[::2]:
-        parts.append(svg.text(x.at(value), y.start + 20, f"{value}", "faint", anchor="middle"))
+    parts += [
+        svg.text(x.at(value), y.start + 20, f"{value}", "faint", anchor="middle")
+        for value in BUDGETS[::2]
+    ]
     name = "thinking budget, tokens"
     parts.append(svg.text(x.end, HEIGHT - 14, name, "faint", anchor="end"))
     for operation, color in OPERATIONS.items():

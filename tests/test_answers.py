@@ -26,6 +26,11 @@ LEVEL = {
     "required": ["level"],
     "additionalProperties": False,
 }
+ENDLESS = {
+    "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}},
+    "$ref": "#/$defs/node",
+}
+ENDLESS["$defs"]["node"]["required"] = ["next"]  # type: ignore[index]
 SET = {"name": "set_level", "description": "Set it.", "parameters": LEVEL}
 GET = {"name": "get_level", "parameters": {"type": "object", "properties": {}}}
 
@@ -130,6 +135,7 @@ def test_a_form_without_a_template(llm: LLM) -> None:
     [
         ({"schema": {"not": {}}}, SchemaError, 'schema cannot be enforced: .*"not"'),
         ({"schema": {"enum": []}}, SchemaError, "schema cannot be enforced: Unsatisfiable"),
+        ({"schema": ENDLESS}, SchemaError, "schema cannot be satisfied: it requires itself"),
         ({"schema": "{"}, SchemaError, "schema is not JSON"),
         ({"schema": [1]}, SchemaError, "schema is a list; expected a JSON schema object"),
         ({"schema": {"x": {1, 2}}}, SchemaError, "schema is not JSON"),

@@ -72,9 +72,11 @@ def generate(
 def _print_json(llm: LLM, question: Any, arguments: dict[str, Any]) -> None:
     import json
 
-    from mlx_qwen3.cli.terminal import as_json
+    from mlx_qwen3.cli.terminal import as_json, note
 
     completion = llm.generate(question, **arguments)
+    for warning in completion.warnings:
+        note(f"warning: {warning}")
     print(json.dumps(as_json(completion), ensure_ascii=False))
 
 

@@ -27,6 +27,7 @@ from mlx_qwen3.generation.grammars import (
     lark_part,
     regex_part,
 )
+from mlx_qwen3.generation.recursion import is_finite
 from mlx_qwen3.text.folder import one_line
 from mlx_qwen3.text.template import CallForm
 
@@ -150,7 +151,13 @@ class AnswerOptions:
             return "regex", regex_part(self.regex)
         if self.grammar is not None:
             return "grammar", lark_part(self.grammar)
-        return "schema", json_part(_schema(self.schema), self.whitespace)
+        schema = _schema(self.schema)
+        if not is_finite(schema, schema):
+            raise SchemaError(
+                "schema cannot be satisfied: it requires itself without end; make a property "
+                "optional, or allow null"
+            )
+        return "schema", json_part(schema, self.whitespace)
 
     def _check_choice(self, names: Sequence[str]) -> str:
         choice = self.chosen

@@ -73,6 +73,8 @@ class Vocabulary:
         """llguidance's own form of it."""
         from llguidance import LLTokenizer, TokenizerWrapper
 
+        if not self.eos_ids:
+            raise SchemaError("this model names no end token, so no grammar could end its answer")
         wrapped = TokenizerWrapper(_Tokens(self.tokenizer, self.vocab_size, min(self.eos_ids)))
         return LLTokenizer(wrapped, n_vocab=self.vocab_size, eos_token=sorted(self.eos_ids))
 

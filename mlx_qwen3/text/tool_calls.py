@@ -328,14 +328,14 @@ def plain_schemas(
         return
     options = [option for name in ("anyOf", "oneOf") for option in schema.get(name) or ()]
     if depth and "$ref" in schema:
-        options.append(_referred(schema["$ref"], root))
+        options.append(referred(schema["$ref"], root))
     if not options or "type" in schema:
         yield schema
     for option in options:
         yield from plain_schemas(option, root, depth - 1)
 
 
-def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
+def referred(reference: Any, root: Mapping[str, Any]) -> Any:
     """What "#/$defs/Name" names."""
     found: Any = root
     for step in str(reference).removeprefix("#").split("/")[1:]:
