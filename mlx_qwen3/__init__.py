@@ -27,14 +27,16 @@ from mlx_qwen3.errors import (
 )
 
 if TYPE_CHECKING:
-    from mlx_qwen3.generation.output import Completion, Event, Usage
+    from mlx_qwen3.generation.output import CallDelta, Completion, Event, Usage
     from mlx_qwen3.generation.sampling import SamplingParams
     from mlx_qwen3.llm import LLM, load
     from mlx_qwen3.text.tool_calls import ToolCall
+    from mlx_qwen3.text.tool_schemas import tool_schema
 
 __all__ = [
     "LLM",
     "CacheFullError",
+    "CallDelta",
     "CheckpointError",
     "Completion",
     "ConfigError",
@@ -53,16 +55,19 @@ __all__ = [
     "WeightsError",
     "__version__",
     "load",
+    "tool_schema",
 ]
 
 _LAZY = {
     "LLM": "mlx_qwen3.llm",
     "load": "mlx_qwen3.llm",
+    "CallDelta": "mlx_qwen3.generation.output",
     "Completion": "mlx_qwen3.generation.output",
     "Event": "mlx_qwen3.generation.output",
     "Usage": "mlx_qwen3.generation.output",
     "SamplingParams": "mlx_qwen3.generation.sampling",
     "ToolCall": "mlx_qwen3.text.tool_calls",
+    "tool_schema": "mlx_qwen3.text.tool_schemas",
 }
 
 

@@ -354,3 +354,14 @@ def test_arguments_stream_as_they_grow(which: str, request: Any) -> None:
         assert joined == [call.arguments for call in done.tool_calls]
         streamed += sum(event.call is not None for event in events)
     assert streamed > 30
+
+
+def test_a_tool_that_is_not_strict_may_have_any_schema(llm: LLM, coder: LLM) -> None:
+    """What cannot be enforced is not: the call still names the tool and passes an object."""
+    odd = {"name": "odd", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    for model, max_tokens in ((llm, 600), (coder, 600)):
+        options = {"tools": [odd], "tool_choice": "odd", "thinking": False}
+        for seed in range(3):
+            done = model.generate("Hi", **options, seed=seed, **{**ANY, "max_tokens": max_tokens})
+            assert [call.name for call in done.tool_calls] == ["odd"] * len(done.tool_calls)
+            assert done.tool_calls or done.finish_reason == "length"
