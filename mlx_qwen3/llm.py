@@ -228,7 +228,11 @@ class LLM:
         offered = [] if answer.chosen == "none" else as_tools(tools)
         budget = options.get("thinking_budget")
         if raw:
-            _refuse_with_raw(thinking=thinking, tools=tools or None, thinking_budget=budget)
+            _refuse_with_raw(
+                thinking=thinking,
+                tools=tools or None,
+                **{name: options.get(name) for name in options if name.startswith("thinking_")},
+            )
         elif budget == 0 and self.mode == "hybrid":
             thinking = False
         text = _raw_text(prompt) if raw else self.render(prompt, offered, thinking)

@@ -125,6 +125,7 @@ def without_end(events: list[Event]) -> list[Event]:
         ({"raw": True, "thinking": False}, "thinking needs the chat template, which raw"),
         ({"raw": True, "tools": [WEATHER]}, "tools needs the chat template, which raw"),
         ({"raw": True, "thinking_budget": 5}, "thinking_budget needs the chat template"),
+        ({"raw": True, "thinking_presence_penalty": 1.0}, "thinking_presence_penalty needs the"),
     ],
     ids=str,
 )

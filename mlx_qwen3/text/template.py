@@ -104,7 +104,7 @@ class ChatTemplate:
     @cached_property
     def call_form(self) -> CallForm:
         """How the checkpoint writes tool calls: Qwen3's JSON, or Qwen3-Coder's XML."""
-        return "xml" if "<function=" in self.sources[self._pick(True)] else "json"
+        return "xml" if any("<function=" in source for source in self.sources.values()) else "json"
 
     def _pick(self, has_tools: bool) -> str:
         for name in ("tool_use", "default") if has_tools else ("default",):
