@@ -20,20 +20,23 @@ from mlx_qwen3.errors import (
     ModelNotFoundError,
     OptionError,
     Qwen3Error,
+    SchemaError,
     TemplateError,
     TokenizerError,
     WeightsError,
 )
 
 if TYPE_CHECKING:
-    from mlx_qwen3.generation.output import Completion, Event, Usage
+    from mlx_qwen3.generation.output import CallDelta, Completion, Event, Usage
     from mlx_qwen3.generation.sampling import SamplingParams
     from mlx_qwen3.llm import LLM, load
     from mlx_qwen3.text.tool_calls import ToolCall
+    from mlx_qwen3.text.tool_schemas import tool_schema
 
 __all__ = [
     "LLM",
     "CacheFullError",
+    "CallDelta",
     "CheckpointError",
     "Completion",
     "ConfigError",
@@ -44,6 +47,7 @@ __all__ = [
     "OptionError",
     "Qwen3Error",
     "SamplingParams",
+    "SchemaError",
     "TemplateError",
     "TokenizerError",
     "ToolCall",
@@ -51,16 +55,19 @@ __all__ = [
     "WeightsError",
     "__version__",
     "load",
+    "tool_schema",
 ]
 
 _LAZY = {
     "LLM": "mlx_qwen3.llm",
     "load": "mlx_qwen3.llm",
+    "CallDelta": "mlx_qwen3.generation.output",
     "Completion": "mlx_qwen3.generation.output",
     "Event": "mlx_qwen3.generation.output",
     "Usage": "mlx_qwen3.generation.output",
     "SamplingParams": "mlx_qwen3.generation.sampling",
     "ToolCall": "mlx_qwen3.text.tool_calls",
+    "tool_schema": "mlx_qwen3.text.tool_schemas",
 }
 
 

@@ -7,6 +7,7 @@
     │   └── TokenizerError       tokenizer or chat template: missing or unreadable
     ├── ModelNotFoundError       no such model: unknown name, not downloaded, no network
     ├── OptionError              an option unknown or out of range (also a ValueError)
+    │   └── SchemaError          a schema, regex or grammar that cannot be enforced or satisfied
     ├── TemplateError            the chat template refused the messages
     ├── ContextOverflowError     prompt and max_tokens do not fit the context
     ├── CacheFullError           more tokens than a cache was made for
@@ -42,6 +43,10 @@ class ModelNotFoundError(Qwen3Error):
 
 class OptionError(Qwen3Error, ValueError):
     """An option is unknown or out of range."""
+
+
+class SchemaError(OptionError):
+    """A schema, regex or grammar that cannot be enforced, or that nothing satisfies."""
 
 
 class TemplateError(Qwen3Error):

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwen3.errors import CheckpointError, ContextOverflowError, OptionError, TokenizerError
+from mlx_qwen3.generation.answer import AnswerOptions
+from mlx_qwen3.generation.constraints import Vocabulary
 from mlx_qwen3.generation.loop import Progress
 from mlx_qwen3.generation.output import Completion, Event
 from mlx_qwen3.generation.reply import Reply
@@ -29,8 +31,9 @@ from mlx_qwen3.hub import resolve
 from mlx_qwen3.model.config import token_ids
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.model.weights import load_model
-from mlx_qwen3.text.template import Mode, thinking_state
+from mlx_qwen3.text.template import CallForm, Mode, thinking_state
 from mlx_qwen3.text.tokenizer import Tokenizer
+from mlx_qwen3.text.tool_schemas import Tool, as_tools
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
@@ -100,6 +103,11 @@ class LLM:
         )
 
     @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens as grammars see them; what is costly about it is made when first needed."""
+        return Vocabulary(self.tokenizer, self.model.config.vocab_size, self.eos_ids)
+
+    @cached_property
     def mode(self) -> Mode:
         """How this checkpoint thinks: "hybrid", "always" or "never"."""
         template = self.tokenizer.chat_template
@@ -108,7 +116,7 @@ class LLM:
     def render(
         self,
         messages: Prompt,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         thinking: bool | None = None,
     ) -> str:
         """What the checkpoint's chat template makes of the messages, ready to be continued.
@@ -126,14 +134,14 @@ class LLM:
             word = {"always": "always thinks", "never": "never thinks"}[self.mode]
             raise OptionError(f"this model {word}; leave thinking out")
         variables = {} if thinking is None else {"enable_thinking": thinking}
-        return template.render(_messages(messages), _tools(tools) or None, **variables)
+        return template.render(_messages(messages), as_tools(tools) or None, **variables)
 
     def stream(
         self,
         prompt: Prompt,
         *,
         thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         raw: bool = False,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
@@ -146,9 +154,11 @@ class LLM:
         max_kv_size: keep the first tokens and the most recent ones, this many in all, and so
         never run out of context. kv_bits: 4 or 8, to store the context packed.
         progress: called with (tokens read, tokens to read) during prefill.
-        options: SamplingParams' fields (max_tokens, temperature, seed, stop, ...).
+        tools: functions, with type hints and a docstring, or JSON schemas in OpenAI's form.
+        options: SamplingParams' fields (max_tokens, temperature, seed, stop, ...) and
+        AnswerOptions' (schema, regex, grammar, whitespace, tool_choice, strict).
         Closing the iterator stops the work and frees its memory. Everything is checked before
-        work starts: raises OptionError, TemplateError, ContextOverflowError here.
+        work starts: raises OptionError (SchemaError), TemplateError, ContextOverflowError here.
         """
         request = self.request(
             prompt,
@@ -207,21 +217,28 @@ class LLM:
         prompt: Prompt,
         *,
         thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool] | None = None,
         raw: bool = False,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
         **options: Any,
     ) -> Request:
         """Check and prepare a reply without starting it; arguments and errors as in `stream`."""
+        answer = AnswerOptions.take(options)
+        offered = [] if answer.chosen == "none" else as_tools(tools)
         budget = options.get("thinking_budget")
         if raw:
-            _refuse_with_raw(thinking=thinking, tools=tools or None, thinking_budget=budget)
+            _refuse_with_raw(
+                thinking=thinking,
+                tools=tools or None,
+                **{name: options.get(name) for name in options if name.startswith("thinking_")},
+            )
         elif budget == 0 and self.mode == "hybrid":
             thinking = False
-        text = _raw_text(prompt) if raw else self.render(prompt, tools, thinking)
+        text = _raw_text(prompt) if raw else self.render(prompt, offered, thinking)
         state = "none" if raw else thinking_state(text)
-        thinks = state == "open" or (state == "none" and not raw and self.mode == "hybrid")
+        may_think = state == "none" and not raw
+        thinks = state == "open" or (may_think and self.mode == "hybrid")
         params = SamplingParams.from_options(options, self._defaults(thinks))
         prompt_ids = tuple(self.tokenizer.encode(text))
         if not prompt_ids:
@@ -232,10 +249,24 @@ class LLM:
             max_tokens=self._max_tokens(len(prompt_ids), params.max_tokens, max_kv_size),
             in_thinking=state == "open",
             raw=raw,
-            tools=tuple(_tools(tools)),
+            may_think=may_think,
+            answer=answer,
+            constraint=answer.constraint(
+                offered,
+                self._call_form,
+                self.vocabulary,
+                in_thinking=state == "open",
+                may_think=may_think,
+            ),
+            tools=tuple(offered),
             max_kv_size=max_kv_size,
             kv_bits=kv_bits,
         )
+
+    @cached_property
+    def _call_form(self) -> CallForm:
+        template = self.tokenizer.chat_template
+        return "json" if template is None else template.call_form
 
     def _defaults(self, thinks: bool) -> dict[str, Any]:
         """The checkpoint's sampling settings over Qwen's for the mode."""
@@ -316,19 +347,6 @@ def _own_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _messages(prompt: Prompt) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
-    """Tools in OpenAI's form; a bare {"name", "parameters"} is wrapped into it.
-
-    What is no mapping is left for the template to refuse.
-    """
-    return [
-        {"type": "function", "function": tool}
-        if isinstance(tool, Mapping) and "function" not in tool
-        else tool
-        for tool in tools or ()
-    ]
 
 
 def _raw_text(prompt: Prompt) -> str:

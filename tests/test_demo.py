@@ -12,8 +12,10 @@ import pytest
 
 from mlx_qwen3 import LLM, load
 from mlx_qwen3.demo import demo_folder
+from mlx_qwen3.generation.thinking import EARLY_STOP
 
 MODELS = ["demo", "demo-moe"]
+RARELY = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 100)]
 CLOCK = {
     "type": "function",
     "function": {
@@ -95,3 +97,35 @@ def test_mlx_lm_computes_the_same(name: str) -> None:
     expected = np.array(theirs(mx.array(token_ids)))
     ours = np.array(demo(name).model(token_ids).astype(mx.float32))
     assert np.abs(ours - expected).max() <= 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("seed", [*range(8), *RARELY])
+def test_the_budget_holds_to_the_token(seed: int) -> None:
+    """What the model thinks by itself is never more; cut short, it is exactly the budget."""
+    rng = random.Random(seed)
+    budget, max_tokens = rng.randrange(130), rng.choice([300, rng.randrange(1, 200)])
+    numbers = [rng.randrange(10 ** rng.randint(1, 4)) for _ in range(2)]
+    llm = demo("demo")
+    done = llm.generate(
+        "What is {} {} {}?".format(numbers[0], rng.choice("+-"), numbers[1]),
+        thinking=True,
+        thinking_budget=budget,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    usage, stop = done.usage, llm.tokenizer.encode(EARLY_STOP)
+    assert usage.completion_tokens == len(done.token_ids) <= max_tokens
+    assert usage.thinking_tokens + usage.answer_tokens == usage.completion_tokens
+    text = llm.tokenizer.decode(done.token_ids)
+    assert "</think>" not in done.text
+    assert EARLY_STOP.strip()[:40] not in done.text
+    if budget == 0:
+        assert (done.thinking, usage.thinking_tokens) == ("", 0)
+    elif EARLY_STOP in text:
+        assert done.token_ids[budget : budget + len(stop)] == tuple(stop)
+        assert usage.thinking_tokens == budget + len(stop) - len(llm.tokenizer.encode("\n\n"))
+    elif "</think>" in text:
+        assert usage.thinking_tokens <= budget
+    else:  # cut by max_tokens, amid the thought or amid the words that end it
+        assert (done.text, done.finish_reason) == ("", "length")
+        assert usage.completion_tokens == usage.thinking_tokens == max_tokens

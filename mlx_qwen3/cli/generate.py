@@ -30,9 +30,23 @@ def generate(
     stop: options.Stop = None,
     thinking: options.Thinking = None,
     thinking_budget: options.ThinkingBudget = None,
+    thinking_presence_penalty: options.ThinkingPresencePenalty = None,
     system: options.System = None,
     tools: Annotated[
         str | None, typer.Option(help="JSON file with a list of tools the model may call.")
+    ] = None,
+    tool_choice: Annotated[
+        str | None, typer.Option(help="auto, none, required, or the tool to call.")
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="JSON file with a schema that the answer must satisfy.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="What the whole answer must match.")] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="File with a Lark grammar of the answer.")
+    ] = None,
+    whitespace: Annotated[
+        str | None, typer.Option(help="Of a schema's JSON: compact, spaced or free.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     max_kv_size: options.MaxKvSize = None,
@@ -44,6 +58,9 @@ def generate(
     arguments = options.reply_options(context.params)
     if tools is not None:
         arguments["tools"] = read_tools(tools)
+    for name, file in (("schema", schema), ("grammar", grammar)):
+        if file is not None:
+            arguments[name] = read_text(file, name)
     if raw and (system, tools, thinking) != (None, None, None):
         raise typer.BadParameter("--raw leaves no place for --system, --tools and --thinking")
     text = read_stdin() if prompt == "-" else prompt
@@ -55,9 +72,11 @@ def generate(
 def _print_json(llm: LLM, question: Any, arguments: dict[str, Any]) -> None:
     import json
 
-    from mlx_qwen3.cli.terminal import as_json
+    from mlx_qwen3.cli.terminal import as_json, note
 
     completion = llm.generate(question, **arguments)
+    for warning in completion.warnings:
+        note(f"warning: {warning}")
     print(json.dumps(as_json(completion), ensure_ascii=False))
 
 
@@ -88,16 +107,28 @@ def read_stdin() -> str:
         raise OptionError(f"stdin cannot be read as text ({exc}); expected UTF-8") from exc
 
 
-def read_tools(file: str) -> list[dict[str, Any]]:
-    """The list of tools in a JSON file. Raises OptionError when it is none."""
-    import json
+def read_text(file: str, option: str) -> str:
+    """The text of a file. Raises OptionError."""
     from pathlib import Path
 
     from mlx_qwen3.errors import OptionError
 
     try:
-        tools = json.loads(Path(file).read_text(encoding="utf-8"))
+        return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as exc:
+        raise OptionError(f"--{option} {file}: cannot be read ({exc})") from exc
+
+
+def read_tools(file: str) -> list[dict[str, Any]]:
+    """The list of tools in a JSON file. Raises OptionError when it is none."""
+    import json
+
+    from mlx_qwen3.errors import OptionError
+
+    text = read_text(file, "tools")
+    try:
+        tools = json.loads(text)
+    except ValueError as exc:
         raise OptionError(f"--tools {file}: cannot be read as JSON ({exc})") from exc
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise OptionError(f"--tools {file}: expected a JSON list of tools (OpenAI's form)")

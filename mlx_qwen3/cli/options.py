@@ -41,6 +41,9 @@ Thinking = Annotated[
 ThinkingBudget = Annotated[
     int | None, typer.Option(help="Tokens of thinking before the answer is due.")
 ]
+ThinkingPresencePenalty = Annotated[
+    float | None, typer.Option(help="Of thinking, where it is to differ from the answer's.")
+]
 MaxKvSize = Annotated[
     int | None, typer.Option(help="Remember this many tokens, forget older ones.")
 ]
@@ -60,6 +63,10 @@ _OF_A_REPLY = (
     "stop",
     "thinking",
     "thinking_budget",
+    "thinking_presence_penalty",
+    "regex",
+    "whitespace",
+    "tool_choice",
     "raw",
     "max_kv_size",
     "kv_bits",

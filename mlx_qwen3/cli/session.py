@@ -102,7 +102,7 @@ class Said:
             self.answer += event.text
         elif event.tool_call is not None and event.tool_call.error is None:
             self.tool_calls.append(_call(event.tool_call))
-        elif event.kind == "tool_call":  # unreadable: only its words can be passed back
+        elif event.tool_call is not None:  # unreadable: only its words can be passed back
             self.answer += f"\n{event.text}" if self.answer else event.text
         self.completion = event.completion
 

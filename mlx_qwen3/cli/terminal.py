@@ -41,6 +41,8 @@ class ReplyPrinter:
         """Print one event and flush: a stream is read as it is written."""
         if event.kind == "end" or (event.kind == "thinking" and not self._styled):
             return
+        if event.kind == "tool_call" and event.tool_call is None:
+            return  # a call is shown when it is complete
         text = _describe(event.tool_call) if event.tool_call else event.text
         if self._styled:
             text = text.translate(_CONTROLS)
@@ -160,7 +162,9 @@ def note(text: str) -> None:
 
 
 def note_figures(completion: Completion) -> None:
-    """A reply's line of figures, for a person; a program that reads stderr has no use for it."""
+    """A reply's warnings, and its line of figures for a person: programs have no use for it."""
+    for warning in completion.warnings:
+        note(f"warning: {warning}")
     if sys.stderr.isatty():
         note(figures(completion))
 

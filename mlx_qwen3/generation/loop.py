@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen3.generation.constraints import Constraint
 from mlx_qwen3.generation.sampling import Sample, Sampler
 from mlx_qwen3.model.cache import Cache
 from mlx_qwen3.model.transformer import Transformer
@@ -42,11 +43,18 @@ class TokenLoop:
     """
 
     def __init__(
-        self, model: Transformer, cache: Cache, sampler: Sampler, *, chunk: int = PREFILL_CHUNK
+        self,
+        model: Transformer,
+        cache: Cache,
+        sampler: Sampler,
+        *,
+        constraint: Constraint | None = None,
+        chunk: int = PREFILL_CHUNK,
     ) -> None:
         self._model = model
         self._cache = cache
         self._sampler = sampler
+        self._constraint = constraint
         self._chunk = chunk
         self._ahead: Sample | None = None
         self._in_flight: list[mx.array] = []
@@ -76,13 +84,15 @@ class TokenLoop:
         if current is None:
             raise RuntimeError("nothing to continue from: feed the prompt first")
         self._ahead = None
+        token = None
         if not last:
             self._sampler.observe(current.token)
-            self._launch(self._model.step(current.token, self._cache))
+            logits = self._model.step(current.token, self._cache)
+            token = self._launch(logits, after=current)
         self._count += 1
         if self._count % _CLEAR_EVERY == 0:
             mx.clear_cache()
-        return _read_sample(current)
+        return token or _read_sample(current)
 
     def force(self, token_ids: Sequence[int]) -> None:
         """Put words into the model's mouth: these tokens follow the last one, not its own.
@@ -90,6 +100,9 @@ class TokenLoop:
         The step in flight has already read the last token; what it drew is dropped.
         """
         self._sampler.observe(mx.array(list(token_ids)))
+        if self._constraint is not None:
+            for token_id in token_ids:
+                self._constraint.accept(token_id)
         self.feed(token_ids)
 
     def _read(self, token_ids: Sequence[int]) -> None:
@@ -98,10 +111,21 @@ class TokenLoop:
         mx.eval(self._cache.state())
         mx.clear_cache()
 
-    def _launch(self, logits: mx.array) -> None:
-        self._ahead = self._sampler.sample(logits)
+    def _launch(self, logits: mx.array, after: Sample | None = None) -> Token | None:
+        """Enqueue the next sample. after: the one before it; read, where a constraint needs it."""
+        token, allowed = None, None
+        if self._constraint is not None:
+            # The device computes the logits while the host reads `after` and makes the mask.
+            self._in_flight[:] = [logits]
+            mx.async_eval(logits)
+            if after is not None:
+                token = _read_sample(after)
+                self._constraint.accept(token.token_id)
+            allowed = self._constraint.allowed()
+        self._ahead = self._sampler.sample(logits, allowed)
         self._in_flight[:] = self._ahead.arrays()
         mx.async_eval(self._in_flight)
+        return token
 
 
 def _land(in_flight: list[mx.array]) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlx_qwen3.generation.loop import Token
+from mlx_qwen3.text.call_progress import CallProgress
 from mlx_qwen3.text.parser import Piece, StreamParser
 from mlx_qwen3.text.stops import StopStrings
 from mlx_qwen3.text.tokenizer import Tokenizer
-from mlx_qwen3.text.tool_calls import ToolCall
+from mlx_qwen3.text.tool_calls import ToolCall, Tools
 
 EventKind = Literal["thinking", "answer", "tool_call", "end"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -26,6 +27,11 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     thinking_tokens: int = 0
+
+    @property
+    def answer_tokens(self) -> int:
+        """What is not thinking: answer, tool calls and the end token."""
+        return self.completion_tokens - self.thinking_tokens
 
     @property
     def total_tokens(self) -> int:
@@ -60,6 +66,9 @@ class Completion:
     text: the answer; thinking apart from it. token_ids: every generated token, in order.
     finish_reason: "stop" (end token or stop string), "length" (max_tokens), "tool_calls" (it
     ended by itself, with calls to answer). peak_memory_bytes: MLX's highest so far.
+    parsed: under a schema, the answer as the object it is (of the pydantic class where the schema
+    was one); None for tool calls and for a reply cut short. warnings: one line each about what is
+    not as it should be, such as a tool call that is in `text` because it could not be read.
     """
 
     text: str
@@ -71,41 +80,65 @@ class Completion:
     timing: Timing
     peak_memory_bytes: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    parsed: Any = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """A tool call as it is written.
+
+    index: which call of the reply, from 0; calls that turn out to be unreadable are counted, too.
+    arguments: new JSON of its arguments; those of all its events, joined, are the whole object.
+    """
+
+    index: int
+    name: str
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
 class Event:
     """A piece of a reply as it streams.
 
-    kind "thinking" and "answer": text is new text. "tool_call": text is the call as written,
-    tool_call what it says. "end": completion is the whole reply, text is empty.
+    kind "thinking" and "answer": text is new text. "tool_call": `call` has the name, and more
+    of the arguments; when the call is complete, tool_call is what it says and text the call as
+    written (before, None and empty). A call that cannot be read ends as an "answer" with its text
+    and a warning. "end": completion is the whole reply, text is empty.
     """
 
     kind: EventKind
     text: str = ""
     tool_call: ToolCall | None = None
     completion: Completion | None = None
+    call: CallDelta | None = None
+    warning: str | None = None
 
 
 @dataclass
 class Output:
     """The text side of one reply.
 
-    eos_ids: tokens that end it and are not part of the text.
+    eos_ids: tokens that end it and are not part of the text. tools: those on offer.
     """
 
     tokenizer: Tokenizer
     parser: StreamParser
     stops: StopStrings
     eos_ids: Collection[int]
+    tools: Tools | None = None
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._detokenizer = self.tokenizer.detokenizer(skip_special_tokens=True)
         self._text: dict[str, list[str]] = {"thinking": [], "answer": []}
+        self._calls_begun = 0
+        self._progress: CallProgress | None = None  # of the call being written
+        self._apart = False  # the answer's text so far ends with an unreadable call
 
     def add(self, token: Token) -> list[Event]:
         """Take the next token; sets finish_reason when it ends the reply."""
@@ -115,7 +148,8 @@ class Output:
         if token.token_id in self.eos_ids:
             self.finish_reason = "stop"
             return []
-        return self._route(self.parser.feed(self._detokenizer.add(token.token_id)))
+        events = self._route(self.parser.feed(self._detokenizer.add(token.token_id)))
+        return events if self._stopped else events + self._grow_call()
 
     def finish(self, reason: FinishReason) -> list[Event]:
         """No more tokens: release what was held back, unless a stop string ended the answer."""
@@ -155,13 +189,51 @@ class Output:
             elif piece.tool_call is not None:
                 # Text held for a stop string comes before the call, and can no longer become one.
                 events += self._say("answer", self.stops.finish())
-                self.tool_calls.append(piece.tool_call)
-                events.append(Event("tool_call", piece.text, piece.tool_call))
+                events += self._end_call(piece.tool_call)
         return events
+
+    def _grow_call(self) -> list[Event]:
+        """What is new of the call being written."""
+        text = self.parser.open_call
+        if not text:
+            return []
+        if self._progress is None:
+            self._progress = CallProgress(self.tools)
+        known = self._progress.name is not None
+        new = self._progress.update(text)
+        if self._progress.name is None or (known and not new):
+            return []
+        return [Event("tool_call", call=self._delta(self._progress.name, new))]
+
+    def _end_call(self, call: ToolCall) -> list[Event]:
+        progress, self._progress = self._progress or CallProgress(self.tools), None
+        announced = progress.name is not None
+        rest = progress.finish(call)
+        events: list[Event] = []
+        if call.error is None:
+            self.tool_calls.append(call)
+            events = [Event("tool_call", call.raw, call, call=self._delta(call.name, rest))]
+        else:
+            events = self._unreadable(call, call.error)
+        self._calls_begun += announced or call.error is None
+        return events
+
+    def _delta(self, name: str, new: str) -> CallDelta:
+        return CallDelta(self._calls_begun, name, new)
+
+    def _unreadable(self, call: ToolCall, error: str) -> list[Event]:
+        """A call that makes no sense is text, on a line of its own."""
+        self.warnings.append(error)
+        text = "\n" + call.raw if self._text["answer"] else call.raw
+        self._text["answer"].append(text)
+        self._apart = True
+        return [Event("answer", text, warning=error)]
 
     def _say(self, kind: Literal["thinking", "answer"], text: str) -> list[Event]:
         if not text:
             return []
+        if kind == "answer" and self._apart:
+            text, self._apart = "\n" + text, False
         self._text[kind].append(text)
         return [Event(kind, text)]
 

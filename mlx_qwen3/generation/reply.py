@@ -5,16 +5,20 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
+from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation.loop import Progress, Token, TokenLoop
 from mlx_qwen3.generation.output import Completion, Event, Output, Timing, Usage
+from mlx_qwen3.generation.penalties import ThinkTags
 from mlx_qwen3.generation.request import Request
 from mlx_qwen3.generation.sampling import Sampler
 from mlx_qwen3.generation.thinking import ThinkingMeter
 from mlx_qwen3.model.transformer import Transformer
-from mlx_qwen3.text.parser import StreamParser
+from mlx_qwen3.text.folder import one_line
+from mlx_qwen3.text.parser import THINK, THINK_END, StreamParser
 from mlx_qwen3.text.stops import StopStrings
 from mlx_qwen3.text.tokenizer import Tokenizer
 
@@ -42,10 +46,12 @@ class Reply:
             request.params,
             model.config.vocab_size,
             secrets.randbits(64) if seed is None else seed,
+            _think_tags(tokenizer, request),
         )
         sampler.observe_prompt(request.prompt_ids)
         cache = model.make_cache(max_kv_size=request.max_kv_size, kv_bits=request.kv_bits)
-        self._loop: TokenLoop | None = TokenLoop(model, cache, sampler)
+        constraint = None if request.constraint is None else request.constraint.start()
+        self._loop: TokenLoop | None = TokenLoop(model, cache, sampler, constraint=constraint)
         self._meter = ThinkingMeter(
             tokenizer,
             in_thinking=request.in_thinking,
@@ -55,10 +61,12 @@ class Reply:
         parser = StreamParser(
             in_thinking=request.in_thinking,
             expect_thinking=not request.raw,
-            parse_tools=not request.raw,
+            parse_tools=request.parse_tools,
+            verbatim=request.answer.formed,
             tools=request.tools or None,
         )
-        self._output = Output(tokenizer, parser, StopStrings(request.params.stop), eos_ids)
+        stops = StopStrings(request.params.stop)
+        self._output = Output(tokenizer, parser, stops, eos_ids, request.tools or None)
         self._started = self._first_token = 0.0
 
     @property
@@ -107,7 +115,19 @@ class Reply:
             raise RuntimeError("this reply was closed")
         return self._loop
 
+    def _parsed(self) -> Any:
+        """The answer as an object; None, and perhaps a warning, where it is none."""
+        output = self._output
+        if output.finish_reason != "stop":
+            return None
+        try:
+            return self._request.answer.parse(output.text("answer"))
+        except ValueError as exc:  # cut at a stop string, or refused by the class's own validators
+            output.warnings.append(f"the answer does not fit its schema: {one_line(exc)}")
+            return None
+
     def _completion(self) -> Completion:
+        parsed = self._parsed()
         output, now = self._output, time.perf_counter()
         prefill = (self._first_token or now) - self._started
         decode = now - (self._first_token or now)
@@ -127,4 +147,19 @@ class Reply:
             ),
             peak_memory_bytes=mx.get_peak_memory(),
             logprobs=None if self._request.params.logprobs is None else tuple(output.logprobs),
+            parsed=parsed,
+            warnings=tuple(output.warnings),
         )
+
+
+def _think_tags(tokenizer: Tokenizer, request: Request) -> ThinkTags | None:
+    """Where penalties of thinking hold; None where there are none, or there is no thinking."""
+    if request.params.thinking_penalties is None or not (request.in_thinking or request.may_think):
+        return None
+    opening, closing = tokenizer.token_to_id(THINK), tokenizer.token_to_id(THINK_END)
+    if opening is None or closing is None:
+        raise OptionError(
+            "penalties of thinking need tokens for <think> and </think>, which this tokenizer does "
+            "not have; set presence_penalty and the like for the whole reply"
+        )
+    return ThinkTags(opening, closing, request.in_thinking, request.may_think)

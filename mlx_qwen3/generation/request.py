@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_qwen3.generation.answer import AnswerOptions, ConstraintPlan
 from mlx_qwen3.generation.sampling import SamplingParams
 
 
@@ -15,6 +16,8 @@ class Request:
 
     max_tokens: tokens to generate at most, resolved against the context. in_thinking: the
     prompt ends inside a thought. raw: no chat template was used, so the text is all answer.
+    may_think: the model may open a thought itself. answer: the form the answer must have.
+    constraint: how to hold it to that. tools: those on offer, in OpenAI's form.
     max_kv_size, kv_bits: see Transformer.make_cache.
     """
 
@@ -23,6 +26,15 @@ class Request:
     max_tokens: int
     in_thinking: bool = False
     raw: bool = False
+    may_think: bool = False
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
+    constraint: ConstraintPlan | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     max_kv_size: int | None = None
     kv_bits: int | None = None
+
+    @property
+    def parse_tools(self) -> bool:
+        """Whether the reply may hold tool calls."""
+        formed = self.answer.formed and not self.tools
+        return not self.raw and not formed and self.answer.chosen != "none"

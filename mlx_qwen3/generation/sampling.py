@@ -1,7 +1,8 @@
 """logits -> token, inside MLX's graph: nothing here waits for the device.
 
-Order of operations, as transformers and vLLM have it: logit bias, penalties, temperature, top_k,
-top_p, min_p, then a draw. Temperature 0 takes the largest logit (greedy).
+Order of operations, as transformers and vLLM have it: logit bias, penalties, what a constraint
+allows, temperature, top_k, top_p, min_p, then a draw. Temperature 0 takes the largest logit
+(greedy).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen3.errors import OptionError
+from mlx_qwen3.generation.penalties import PENALTIES, Penalties, ThinkingSwitch, ThinkTags
 
 MAX_LOGPROBS = 20
 
@@ -28,6 +30,8 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted from logits of tokens generated before, once
     or per occurrence (-2 to 2). repetition_penalty: divides positive and multiplies negative
     logits of tokens in prompt or output (1: off; arXiv:1909.05858).
+    thinking_presence_penalty, ...: the same while the model thinks, where they are to differ (None:
+    they do not). With any of them set, thinking and answer each count their own tokens.
     logit_bias: token id -> added to its logit. seed: the same seed gives the same text.
     max_tokens: generated tokens, thinking included; None: what fits, at most 32,768.
     stop: strings that end the answer and are not part of it.
@@ -42,6 +46,9 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    thinking_presence_penalty: float | None = None
+    thinking_frequency_penalty: float | None = None
+    thinking_repetition_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = None
@@ -85,6 +92,20 @@ class SamplingParams:
             raise OptionError(f"logit_bias is {self.logit_bias!r}; expected token ids to numbers")
 
     @property
+    def penalties(self) -> Penalties[float]:
+        """Those of the answer, and of thinking too where it has none of its own."""
+        return Penalties(self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+
+    @property
+    def thinking_penalties(self) -> Penalties[float] | None:
+        """Those of thinking, None where they are the answer's."""
+        own = {name: getattr(self, f"thinking_{name}") for name in PENALTIES}
+        if all(value is None for value in own.values()):
+            return None
+        base = {name: getattr(self, name) for name in PENALTIES}
+        return Penalties(*(base[name] if own[name] is None else own[name] for name in PENALTIES))
+
+    @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature < _COLDEST
@@ -107,7 +128,9 @@ _RANGES: dict[str, _Range] = {
     "logprobs": (int, f"a whole number from 0 to {MAX_LOGPROBS}", lambda x: 0 <= x <= MAX_LOGPROBS),
     "thinking_budget": (int, "a whole number from 0 on", lambda x: x >= 0),
 }
+_RANGES |= {f"thinking_{name}": _RANGES[name] for name in PENALTIES}
 _OPTIONAL = {"seed", "max_tokens", "logprobs", "thinking_budget"}
+_OPTIONAL |= {f"thinking_{name}" for name in PENALTIES}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -147,17 +170,24 @@ class Sampler:
     seed gives the same text whatever else the device is doing.
     """
 
-    def __init__(self, params: SamplingParams, vocab_size: int, seed: int) -> None:
+    def __init__(
+        self, params: SamplingParams, vocab_size: int, seed: int, tags: ThinkTags | None = None
+    ) -> None:
+        """tags: needed for penalties of thinking; None where the model does not think."""
         self._params = params
         self._vocab_size = vocab_size
         self._seed = seed
         self._draws = 0
         self._bias = _bias_array(params.logit_bias, vocab_size)
+        own = params.thinking_penalties
+        self._switch = ThinkingSwitch(own, params.penalties, tags) if own and tags else None
         # Occurrences in the output, and whether seen at all, prompt included: (vocab_size,).
         # Each exists only if every draw reads it: updates that nothing evaluates would pile up.
-        counts = (params.presence_penalty, params.frequency_penalty) != (0, 0)
+        used = [params.penalties, *([own] if own and tags else [])]
+        counts = any((one.presence, one.frequency) != (0, 0) for one in used)
+        seen = any(one.repetition != 1 for one in used)
         self._counts = mx.zeros(vocab_size) if counts else None
-        self._seen = mx.zeros(vocab_size, mx.bool_) if params.repetition_penalty != 1 else None
+        self._seen = mx.zeros(vocab_size, mx.bool_) if seen else None
         self._settle()
 
     def observe_prompt(self, token_ids: Sequence[int]) -> None:
@@ -172,11 +202,19 @@ class Sampler:
             self._counts = self._counts.at[tokens].add(1.0)
         if self._seen is not None:
             self._seen[tokens] = True
+        if self._switch is not None:
+            ended = self._switch.observe(tokens)
+            if self._counts is not None:
+                self._counts = mx.where(ended, 0.0, self._counts)
 
-    def sample(self, logits: mx.array) -> Sample:
-        """logits: (1, vocab_size), any float dtype."""
+    def sample(self, logits: mx.array, allowed: mx.array | None = None) -> Sample:
+        """logits: (1, vocab_size), any float dtype. allowed: (vocab_size,) bool; None: all."""
         logits = logits.astype(mx.float32)
-        token = self._draw(self._adjust(logits))
+        adjusted = self._adjust(logits)
+        if allowed is not None:
+            # A bias may ban all that is allowed: what is banned still comes before the rest.
+            adjusted = mx.where(allowed, mx.maximum(adjusted, _LEAST), -mx.inf)
+        token = self._draw(adjusted)
         if self._params.logprobs is None:
             return Sample(token)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -189,15 +227,13 @@ class Sampler:
     def _adjust(self, logits: mx.array) -> mx.array:
         if self._bias is not None:
             logits = logits + self._bias
-        params = self._params
+        now = self._params.penalties if self._switch is None else self._switch.penalties()
         if self._seen is not None:
-            worse = mx.where(
-                logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty
-            )
+            worse = mx.where(logits > 0, logits / now.repetition, logits * now.repetition)
             logits = mx.where(self._seen, worse, logits)
         if self._counts is not None:
-            logits = logits - params.presence_penalty * (self._counts > 0)
-            logits = logits - params.frequency_penalty * self._counts
+            logits = logits - now.presence * (self._counts > 0)
+            logits = logits - now.frequency * self._counts
         return logits
 
     def _draw(self, logits: mx.array) -> mx.array:
@@ -222,7 +258,7 @@ class Sampler:
 
         MLX's streams belong to threads, and so does every array not yet evaluated.
         """
-        mx.eval(self._bias, self._counts, self._seen)
+        mx.eval(self._bias, self._counts, self._seen, self._switch and self._switch.state())
 
     def _key(self) -> mx.array:
         """A fresh key from the seed and the number of this draw (SplitMix64's mixing)."""
@@ -233,6 +269,7 @@ class Sampler:
         return mx.random.key(mixed ^ (mixed >> 31))
 
 
+_LEAST = -1e30
 _MASK64 = (1 << 64) - 1
 
 

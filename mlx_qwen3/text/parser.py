@@ -46,6 +46,7 @@ class StreamParser:
         </think> will come.
     expect_thinking: look for think tags; False leaves them in the answer (raw completions).
     parse_tools: look for tool calls; False leaves them in the answer.
+    verbatim: the answer is either tool calls or one text as it is, whatever tags are in it.
     tools: schemas of the tools on offer; they give the values of the XML form their types.
 
     What the chat template strips is no part of a text: newlines around the thinking and before
@@ -59,9 +60,11 @@ class StreamParser:
         in_thinking: bool = False,
         expect_thinking: bool = True,
         parse_tools: bool = True,
+        verbatim: bool = False,
         tools: Tools | None = None,
     ) -> None:
         self._in_thinking = in_thinking
+        self._verbatim = verbatim
         self._parse_tools = parse_tools
         self._tools = tools
         think_ends = [THINK_END] if expect_thinking or in_thinking else []
@@ -85,6 +88,11 @@ class StreamParser:
         """The turn has ended: return what was held back. A partial tag was text after all."""
         self._finished = True
         return self._run()
+
+    @property
+    def open_call(self) -> str:
+        """The text of the tool call that is being written, from its first tag on; "" for none."""
+        return self._buffer if self._state == self._call else ""
 
     def _run(self) -> list[Piece]:
         while self._state():
@@ -136,6 +144,8 @@ class StreamParser:
         return self._wait(sure)
 
     def _answer(self) -> bool:
+        if self._verbatim:
+            return self._plain_answer()
         for mark in self._marks.finditer(self._buffer):
             before = self._buffer[: mark.start()]
             if mark[0] == THINK_END:  # nothing was open
@@ -148,6 +158,18 @@ class StreamParser:
         sure = len(self._buffer) if self._finished else self._sure_answer()
         self._say(self._buffer[:sure])
         return self._wait(sure)
+
+    def _plain_answer(self) -> bool:
+        """Only where the answer begins may a call begin."""
+        rest = self._buffer.lstrip()
+        if self._parse_tools and self._line_start:
+            if rest.startswith(_CALL_STARTS):
+                self._scanner = CallScanner()
+                return self._enter(self._call, len(self._buffer) - len(rest))
+            if not self._finished and any(tag.startswith(rest) for tag in _CALL_STARTS):
+                return False
+        self._say(self._buffer)
+        return self._wait(len(self._buffer))
 
     def _call(self) -> bool:
         end = self._scanner.end(self._buffer, self._finished)
@@ -190,5 +212,6 @@ class StreamParser:
         return len(self._buffer[:sure].rstrip()) if self._parse_tools else sure
 
 
+_CALL_STARTS = (OPEN, FUNCTION)
 _CODER_CALL = r"<function=[\w.:/-]+>"
 _PARTIAL_CODER_CALL = re.compile(r"<function=[\w.:/-]*\Z")

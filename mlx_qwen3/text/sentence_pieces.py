@@ -90,6 +90,13 @@ class SentencePieceTokenizer(Tokenizer):
             return piece
         return self._added.get(token_id)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        surface = self.surface(token_id)
+        if surface is None:
+            return b""
+        text = surface.text if surface.verbatim else surface.text.replace(SPACE, " ")
+        return surface.data or text.encode()
+
     @property
     def vocab_size(self) -> int:
         return self._size + len(self._added)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import jinja2
 
 Mode = Literal["hybrid", "always", "never"]
+CallForm = Literal["json", "xml"]
 ThinkingState = Literal["open", "closed", "none"]
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -99,6 +100,11 @@ class ChatTemplate:
         if on != off:
             return "hybrid"
         return "always" if thinking_state(self.render(_PROBE)) == "open" else "never"
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """How the checkpoint writes tool calls: Qwen3's JSON, or Qwen3-Coder's XML."""
+        return "xml" if any("<function=" in source for source in self.sources.values()) else "json"
 
     def _pick(self, has_tools: bool) -> str:
         for name in ("tool_use", "default") if has_tools else ("default",):

@@ -82,6 +82,10 @@ class Tokenizer(ABC):
     def id_to_token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it, None for ids outside of it."""
 
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for, not always whole characters; b"" for unknown ids."""
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:

@@ -192,13 +192,13 @@ def _load_repaired(text: str, truncated: bool) -> Any:
         return _load(text)
     except ValueError as exc:
         first = exc
-    for repaired in _repairs(text, truncated):
+    for repaired in repairs(text, truncated):
         with suppress(ValueError):
             return _load(repaired, strict=False)
     raise ValueError(f"is not valid JSON: {first}") from first
 
 
-def _repairs(text: str, truncated: bool) -> Iterator[str]:
+def repairs(text: str, truncated: bool) -> Iterator[str]:
     yield text  # raw newlines and tabs in strings, which strict=False allows
     text = _ESCAPE.sub(lambda found: found[0] if found[1] else r"\\", text)
     yield text
@@ -246,9 +246,12 @@ def _read_xml(body: str, tools: Tools | None, truncated: bool) -> tuple[str, dic
     if opened is None:
         raise ValueError("has no function name")
     name = opened[1].strip()
-    schemas = _parameter_schemas(tools or (), name)
+    root = parameters_of(tools or (), name)
+    schemas = root.get("properties") or {}
     values = dict(_parameters(inside[opened.end() :].rstrip()))
-    return name, {key: _typed(text, schemas.get(key, {})) for key, text in values.items()}
+    return name, {
+        key: typed_value(text, schemas.get(key, {}), root) for key, text in values.items()
+    }
 
 
 # A value ends at the tag after which nothing but the next parameter, or nothing, follows; a
@@ -269,18 +272,19 @@ def _parameters(body: str) -> Iterator[tuple[str, str]]:
         position = found.end()
 
 
-def _parameter_schemas(tools: Tools, name: str) -> Mapping[str, Any]:
+def parameters_of(tools: Tools, name: str) -> Mapping[str, Any]:
+    """The schema of a tool's arguments, {} where the tool or its schema is not known."""
     for tool in tools:
-        function = tool.get("function", tool)
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if isinstance(function, Mapping) and function.get("name") == name:
             parameters = function.get("parameters") or {}
-            return parameters.get("properties") or {} if isinstance(parameters, Mapping) else {}
+            return parameters if isinstance(parameters, Mapping) else {}
     return {}
 
 
-def _typed(text: str, schema: Any) -> Any:
+def typed_value(text: str, schema: Any, root: Mapping[str, Any]) -> Any:
     """A value by its schema's types; without any, JSON if it is JSON but no string."""
-    types = _types(schema)
+    types = schema_types(schema, root)
     try:
         value = _load(_PYTHON_CONSTANTS.get(text, text))
     except (ValueError, RecursionError):
@@ -301,15 +305,39 @@ _JSON_TYPES: dict[type, set[str]] = {
 }
 
 
-def _types(schema: Any) -> set[str]:
+def schema_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The types a schema allows, {} when it does not say."""
-    if not isinstance(schema, Mapping):
-        return set()
-    declared = schema.get("type") or []
-    types = {declared} if isinstance(declared, str) else {t for t in declared if isinstance(t, str)}
-    for name in ("anyOf", "oneOf"):
-        for option in schema.get(name) or ():
-            types |= _types(option)
-    if not types and all(isinstance(value, str) for value in schema.get("enum") or [0]):
-        types = {"string"}
+    types: set[str] = set()
+    for option in plain_schemas(schema, root):
+        declared = option.get("type") or []
+        types |= {declared} if isinstance(declared, str) else {t for t in declared if _is_text(t)}
+        if not declared and all(map(_is_text, option.get("enum") or [0])):
+            types.add("string")
     return types
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def plain_schemas(
+    schema: Any, root: Mapping[str, Any], depth: int = 4
+) -> Iterator[Mapping[str, Any]]:
+    """The alternatives a schema consists of, its anyOf, oneOf and $ref into `root` followed."""
+    if not isinstance(schema, Mapping):
+        return
+    options = [option for name in ("anyOf", "oneOf") for option in schema.get(name) or ()]
+    if depth and "$ref" in schema:
+        options.append(referred(schema["$ref"], root))
+    if not options or "type" in schema:
+        yield schema
+    for option in options:
+        yield from plain_schemas(option, root, depth - 1)
+
+
+def referred(reference: Any, root: Mapping[str, Any]) -> Any:
+    """What "#/$defs/Name" names."""
+    found: Any = root
+    for step in str(reference).removeprefix("#").split("/")[1:]:
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found

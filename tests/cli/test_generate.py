@@ -160,7 +160,7 @@ def test_an_answer_ends_before_a_stop_string(ask: Command) -> None:
         (["hi", "--max-tokens", "9999"], "do not fit the context of 512"),
         (["hi", "-m", "./no-such-folder"], "no-such-folder"),
         (["hi", "--dtype", "int3"], "int3"),
-        (["hi", "--tools", "no-such-file.json"], "no-such-file.json: cannot be read as JSON"),
+        (["hi", "--tools", "no-such-file.json"], "no-such-file.json: cannot be read ("),
         (["", "--raw"], "the prompt is empty"),
     ],
 )
@@ -280,3 +280,45 @@ def test_the_demo_answers_at_once_when_told_to(command: Command) -> None:
     answer = json.loads(run.out)
     assert (run.code, answer["thinking"], answer["finish_reason"]) == (0, "", "stop")
     assert answer["text"]
+
+
+# --- the form of an answer
+
+
+def test_a_schema_file(ask: Command, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    values = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    schema.write_text(json.dumps({**values, "additionalProperties": False}))
+    arguments = ("hi", "--no-thinking", "--schema", str(schema))
+    assert json.loads(ask(*arguments).out)["n"] in (1, 2)
+    spaced = ask(*arguments, "--whitespace", "spaced", "--json")
+    assert as_json(spaced)["text"].startswith('{"n": ')
+
+
+def test_a_regex_and_a_grammar_file(ask: Command, tmp_path: Path) -> None:
+    assert re.fullmatch("[0-9]{3}\n", ask("hi", "--no-thinking", "--regex", "[0-9]{3}").out)
+    grammar = tmp_path / "answer.lark"
+    grammar.write_text('start: "yes" | "no"')
+    assert ask("hi", "--no-thinking", "--grammar", str(grammar)).out in ("yes\n", "no\n")
+
+
+def test_a_call_that_is_asked_for(ask: Command, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([WEATHER]))
+    arguments = ("--tools", str(tools), "--tool-choice", "weather", "--max-tokens", "80")
+    answer = as_json(ask("hi", "--no-thinking", *arguments, "--json"))
+    assert answer["tool_calls"] == [{"name": "weather", "arguments": {}}]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--schema", "no-such-file.json"], "--schema no-such-file.json: cannot be read"),
+        (["--regex", "("], "regex cannot be enforced"),
+        (["--tool-choice", "required"], "there are no tools"),
+    ],
+)
+def test_a_form_that_cannot_be(ask: Command, args: list[str], said: str) -> None:
+    run = ask("hi", *args)
+    assert (run.code, run.out, run.err.count("\n")) == (1, "", 1)
+    assert said in run.err

@@ -147,13 +147,51 @@ def test_calls_cut_by_the_length_end_by_length() -> None:
     assert output.finish_reason == "length"
 
 
-def test_a_truncated_call_surfaces() -> None:
-    output, events = write(["ok\n", '<tool_call>\n{"name": "f", "argum'])
-    assert said(events, "answer") == "ok"
-    (call,) = output.tool_calls
-    assert call.name == "f"
-    assert call.error is not None
-    assert events[-1].text == call.raw == '<tool_call>\n{"name": "f", "argum'
+def test_a_truncated_call_surfaces_as_text_and_warning() -> None:
+    cut = '<tool_call>\n{"name": "f", "argum'
+    output, events = write(["ok\n", cut])
+    assert said(events, "answer") == output.text("answer") == f"ok\n{cut}"
+    assert output.tool_calls == []
+    (warning,) = output.warnings
+    assert "its end is missing" in warning
+    assert events[-1].warning == warning
+
+
+def test_a_malformed_call_is_text_between_texts() -> None:
+    broken = '<tool_call>\n{"name": "f", "arguments": {"x": 1]}\n</tool_call>'
+    output, events = write([f"One.\n{broken}\nTwo.\n{CALL}"], reason="stop")
+    assert said(events, "answer") == output.text("answer") == f"One.\n{broken}\nTwo."
+    assert [call.arguments for call in output.tool_calls] == [{"x": 1}]
+    assert len(output.warnings) == 1
+    assert output.finish_reason == "tool_calls"
+    output, _ = write([broken], reason="stop")
+    assert (output.text("answer"), output.finish_reason) == (broken, "stop")
+
+
+# --- calls as they grow ------------------------------------------------------------------
+
+
+def test_a_call_streams_its_name_then_its_arguments() -> None:
+    output, events = write(['<tool_call>\n{"name": "f', '", "arguments": ', '{"x": ', "1", "}}"])
+    assert [(e.call.index, e.call.name, e.call.arguments) for e in events if e.call] == [
+        (0, "f", ""),
+        (0, "f", '{"x":'),
+        (0, "f", " 1"),
+        (0, "f", "}"),
+        (0, "f", ""),
+    ]
+    assert [event.tool_call for event in events] == [None] * 4 + output.tool_calls
+    assert [event.text for event in events[:-1]] == [""] * 4
+
+
+def test_every_call_has_its_number() -> None:
+    broken = '<tool_call>\n{"name": "g", "arguments": {"x": 1]}\n</tool_call>'
+    text = f"{CALL}\n{broken}\n{CALL}"
+    _, events = write(list(text), reason="stop")
+    numbers = {(event.call.name, event.call.index) for event in events if event.call}
+    assert numbers == {("f", 0), ("g", 1), ("f", 2)}
+    _, events = write([text], reason="stop")  # at once: the broken one was never announced
+    assert [(e.call.name, e.call.index) for e in events if e.call] == [("f", 0), ("f", 1)]
 
 
 @pytest.mark.parametrize("tail", ["", "\n", "<", "</thi", "</think"])
@@ -228,4 +266,5 @@ def test_logprobs_are_spelled(tokenizer: Tokenizer) -> None:
 
 
 def test_usage_adds_up() -> None:
-    assert Usage(7, 5, 2).total_tokens == 12
+    usage = Usage(7, 5, 2)
+    assert (usage.total_tokens, usage.answer_tokens) == (12, 3)

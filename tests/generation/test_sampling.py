@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlx_qwen3.errors import OptionError
+from mlx_qwen3.generation.penalties import ThinkTags
 from mlx_qwen3.generation.sampling import Sample, Sampler, SamplingParams
 
 Array = NDArray[np.float64]
@@ -431,3 +432,57 @@ def test_options_go_over_defaults_and_none_is_not_given() -> None:
     )
     assert (params.temperature, params.top_k, params.stop) == (0.6, 3, ("x",))
     assert SamplingParams.from_options({"stop": ["a", "b"]}).stop == ("a", "b")
+
+
+# --- penalties of thinking ---------------------------------------------------------------
+
+OPEN_ID, CLOSE_ID = 6, 7
+RANKED = [float(-one) for one in range(8)]  # 0 is best, then 1, ...
+
+
+def drawn(tokens: list[int], tags: ThinkTags | None, **options: Any) -> int:
+    """The greedy draw after these tokens."""
+    params = SamplingParams.from_options({"temperature": 0, **options})
+    sampler = Sampler(params, len(RANKED), 0, tags)
+    for token_id in tokens:
+        sampler.observe(mx.array([token_id]))
+    return int(sampler.sample(mx.array([RANKED])).token.item())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "before", "expected"),
+    [
+        ([OPEN_ID, 0], "may_think", 1),  # thinking: 0 is penalised
+        ([0], "may_think", 0),  # no thought was opened
+        ([0], "in_thinking", 1),
+        ([0, CLOSE_ID], "in_thinking", 0),
+        ([0, CLOSE_ID, 0], "in_thinking", 0),
+        ([OPEN_ID, 0, 1, CLOSE_ID, 0], "may_think", 0),
+        ([0, OPEN_ID, 0], "may_think", 0),  # only the first token opens one
+    ],
+)
+def test_penalties_of_thinking_end_with_it(tokens: list[int], before: str, expected: int) -> None:
+    tags = ThinkTags(OPEN_ID, CLOSE_ID, before == "in_thinking", before == "may_think")
+    assert drawn(tokens, tags, thinking_presence_penalty=2.0) == expected
+    assert drawn(tokens, tags, thinking_frequency_penalty=2.0) == expected
+
+
+def test_the_answer_counts_its_own_tokens_only() -> None:
+    tags = ThinkTags(OPEN_ID, CLOSE_ID, True, False)
+    apart = {"presence_penalty": 2.0, "thinking_presence_penalty": 0.0}
+    assert drawn([0, 0], tags, **apart) == 0
+    assert drawn([0, CLOSE_ID], tags, **apart) == 0
+    assert drawn([0, CLOSE_ID, 0], tags, **apart) == 1
+    assert drawn([0, CLOSE_ID], tags, presence_penalty=2.0) == 1  # together: all of the reply
+
+
+def test_without_thinking_its_penalties_are_nothing() -> None:
+    assert drawn([0], None, thinking_presence_penalty=2.0) == 0
+
+
+@pytest.mark.parametrize("name", ["presence", "frequency", "repetition"])
+def test_penalties_of_thinking_have_the_same_ranges(name: str) -> None:
+    option = f"thinking_{name}_penalty"
+    with pytest.raises(OptionError, match=f"{option} is -3"):
+        SamplingParams.from_options({option: -3})
+    assert SamplingParams.from_options({option: None}).thinking_penalties is None

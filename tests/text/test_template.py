@@ -258,3 +258,13 @@ def test_thinking_state_of_renderings(name: str, variables: dict[str, Any], stat
 def test_published_template_is_found() -> None:
     template("qwen3")
     assert ChatTemplate.from_folder(real_tokenizer_folder()).mode == "hybrid"
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("qwen3", "json"), ("instruct_2507", "json"), ("coder", "xml")]
+)
+def test_the_form_of_calls_shows_in_the_template(name: str, form: str) -> None:
+    source = template_source(name)
+    if source is None:
+        pytest.skip(f"the published template {name} is not here")
+    assert ChatTemplate(source).call_form == form
