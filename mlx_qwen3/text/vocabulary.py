@@ -80,7 +80,7 @@ class Vocabulary:
             rule, place = heapq.heappop(queue)
             right = after[place]
             if right == size or self._rule(ids[place], ids[right]) != rule:
-                continue  # one of the two has merged with another since
+                continue  # one of the two has merged with another since, -1 is in no pair
             ids[place], ids[right] = rule & _MASK, -1
             after[place] = after[right]
             if after[place] < size:
@@ -94,8 +94,6 @@ class Vocabulary:
         return tuple(token_id for token_id in ids if token_id >= 0)
 
     def _find_rule(self, left: int, right: int) -> int | None:
-        if left < 0:  # merged away
-            return None
         key = right << 32 | left
         place = bisect_right(self.keys, key) - 1  # of a pair listed twice, the last counts
         return self.rules[place] if place >= 0 and self.keys[place] == key else None

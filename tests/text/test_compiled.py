@@ -174,6 +174,19 @@ def test_added_tokens_with_flags(byte_level_folder: Path, tmp_path: Path) -> Non
         both.check_text("".join(rng.choices(parts, k=rng.randint(1, 8))))
 
 
+def test_added_tokens_of_the_vocabulary(byte_level_folder: Path, tmp_path: Path) -> None:
+    folder = copied(byte_level_folder, tmp_path)
+    data = read(folder)
+    add_known(data, "ox", "emoji")
+    write(folder, data)
+    both = Both(folder)
+    assert both.fast.vocab_size == Tokenizer.from_folder(byte_level_folder).vocab_size
+    for text in ("a fox oxemoji", "emojis emoji<think>", "xoxo"):
+        both.check_text(text)
+    for token_id in range(both.fast.vocab_size):
+        both.check_token(token_id)
+
+
 def test_older_files_write_merges_as_text(byte_level_folder: Path, tmp_path: Path) -> None:
     folder = copied(byte_level_folder, tmp_path)
     data = read(folder)
@@ -213,6 +226,12 @@ def of_model(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda data: data["model"].update(changes)
 
 
+def add_known(data: dict[str, Any], *tokens: str) -> None:
+    """Tokens of the vocabulary as added ones too, with the ids they have."""
+    entry, vocab = data["added_tokens"][0], data["model"]["vocab"]
+    data["added_tokens"][:0] = [{**entry, "content": one, "id": vocab[one]} for one in tokens]
+
+
 def of_vocabulary(change: Callable[[dict[str, int]], object]) -> Callable[[dict[str, Any]], object]:
     """With no added tokens, whose ids would be wrong as well."""
 
@@ -242,8 +261,9 @@ UNUSUAL: dict[str, Callable[[dict[str, Any]], object]] = {
     "merge-of-nothing": lambda data: data["model"]["merges"].append(["no", "such"]),
     "merge-of-three": lambda data: data["model"]["merges"].append(["a", "b", "c"]),
     "added-out-of-order": lambda data: data["added_tokens"].reverse(),
-    "added-twice": lambda data: data["added_tokens"].append(data["added_tokens"][0]),
-    "added-letter": lambda data: data["added_tokens"][0].update(content="a", id=0),
+    "added-twice": lambda data: add_known(data, "ox", "ox"),
+    "added-letter": lambda data: add_known(data, "a"),
+    "added-nothing": lambda data: data["added_tokens"][-1].update(content=""),
     "no-added": lambda data: data.pop("added_tokens"),
     "nothing-right": lambda data: data.clear(),
 }
