@@ -16,10 +16,11 @@ def storage_folder(
 
     MLX_QWEN3_CACHE names the parent; else it is ~/Library/Caches/mlx-qwen3 on macOS and
     $XDG_CACHE_HOME/mlx-qwen3 (~/.cache/mlx-qwen3) elsewhere. system: sys.platform.
+    Raises RuntimeError for a user without a home.
     """
     chosen = environment.get("MLX_QWEN3_CACHE")
     if chosen:
-        return Path(os.path.expanduser(chosen)) / kind
+        return Path(chosen).expanduser() / kind
     usual = "~/Library/Caches" if system == "darwin" else "~/.cache"
     home = (system != "darwin" and environment.get("XDG_CACHE_HOME")) or usual
-    return Path(os.path.expanduser(home)) / "mlx-qwen3" / kind
+    return Path(home).expanduser() / "mlx-qwen3" / kind

@@ -6,13 +6,15 @@ loaded in full once so much was encoded that it pays, or when somebody asks for 
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_qwen3.errors import TokenizerError
 from mlx_qwen3.text.byte_level import ByteLevelTokenizer
-from mlx_qwen3.text.folder import TokenizerSettings
+from mlx_qwen3.text.folder import TokenizerSettings, one_line
 from mlx_qwen3.text.form import TokenizerForm
 from mlx_qwen3.text.form_store import find_form
 from mlx_qwen3.text.letters import LETTERS
@@ -29,7 +31,9 @@ class CompiledTokenizer(ByteLevelTokenizer):
     """A `ByteLevelTokenizer` whose `backend` is loaded when it is needed."""
 
     def __init__(self, folder: Path, settings: TokenizerSettings, form: TokenizerForm) -> None:
+        """Raises TokenizerError when the library does not take what is left for it to do."""
         super().__init__(folder, settings)
+        self._splitter = _read_splitter(form.settings.skeleton, folder)
         self._vocabulary = form.vocabulary
         self._form = form.settings
         self._added = {id_: content for id_, content, _ in self._form.added}
@@ -51,7 +55,9 @@ class CompiledTokenizer(ByteLevelTokenizer):
         form = find_form(file)
         if form is None or not _knows(form, settings):
             return None
-        return cls(folder, settings, form)
+        with suppress(TokenizerError):
+            return cls(folder, settings, form)
+        return None
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         detokenizer = self.detokenizer(skip_special_tokens)
@@ -88,17 +94,22 @@ class CompiledTokenizer(ByteLevelTokenizer):
     def _is_loaded(self) -> bool:
         return "backend" in vars(self)
 
-    @cached_property
-    def _splitter(self) -> "tokenizers.Tokenizer":
-        from tokenizers import Tokenizer as Backend
-
-        return Backend.from_str(self._form.skeleton)
-
     def _merge(self, word: tuple[int, ...]) -> tuple[int, ...]:
         """word: ids of the skeleton, bytes or one added token."""
         if word and word[0] >= len(LETTERS):
             return tuple(self._form.added[id_ - len(LETTERS)][0] for id_ in word)
         return self._vocabulary.merge([self._form.letters[byte] for byte in word])
+
+
+def _read_splitter(skeleton: str, folder: Path) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_str(skeleton)
+    except Exception as exc:  # the library raises plain Exception
+        raise TokenizerError(
+            f"{folder}/tokenizer.json is not usable ({one_line(exc)}); download it again"
+        ) from exc
 
 
 def _knows(form: TokenizerForm, settings: TokenizerSettings) -> bool:

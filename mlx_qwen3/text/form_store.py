@@ -37,14 +37,21 @@ def find_form(file: Path, folder: Path | None = None) -> TokenizerForm | None:
     except OSError:
         return None
     digest = hashlib.sha256(raw).digest()
-    stored = (folder or storage_folder("tokenizers")) / f"{digest.hex()[:32]}.form"
-    form = _read(stored, digest)
+    stored = _place(digest, folder)
+    form = _read(stored, digest) if stored else None
     if form is None:
         form = TokenizerForm.compile(raw)
-        if form is not None:
+        if form is not None and stored:
             with suppress(OSError):  # a full or read-only disk: compiled each time, then
                 _write(stored, digest, form.to_bytes())
     return form
+
+
+def _place(digest: bytes, folder: Path | None) -> Path | None:
+    try:
+        return (folder or storage_folder("tokenizers")) / f"{digest.hex()[:32]}.form"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _read(stored: Path, digest: bytes) -> TokenizerForm | None:

@@ -339,10 +339,30 @@ def test_files_beside_it_that_add_something(
     assert CompiledTokenizer.find(folder) is None
 
 
-@pytest.mark.usefixtures("eager")
-def test_a_broken_file_is_refused_as_ever(byte_level_folder: Path, tmp_path: Path) -> None:
-    folder = copied(byte_level_folder, tmp_path / "folder")
+def cut(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": {"type"')
+
+
+def bad_split(folder: Path) -> None:
+    data = read(folder)
+    bad = {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
+    data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [bad, data["pre_tokenizer"]]}
+    write(folder, data)
+
+
+def bad_added(folder: Path) -> None:
+    data = read(folder)
+    del data["added_tokens"][0]["lstrip"]
+    write(folder, data)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("breaks", [cut, bad_split, bad_added])
+def test_a_broken_file_is_refused_as_ever(
+    byte_level_folder: Path, tmp_path: Path, breaks: Callable[[Path], None]
+) -> None:
+    folder = copied(byte_level_folder, tmp_path / "folder")
+    breaks(folder)
     with pytest.raises(TokenizerError, match="not a usable tokenizer"):
         Tokenizer.from_folder(folder)
 

@@ -118,6 +118,14 @@ def test_where_nothing_can_be_written(source: Path, tmp_path: Path) -> None:
     assert find_form(source, blocked) is not None
 
 
+def test_a_user_without_a_home(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(kind: str) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(form_store, "storage_folder", homeless)
+    assert find_form(source) is not None
+
+
 def test_files_without_a_form_leave_nothing(source: Path, store: Path, tmp_path: Path) -> None:
     source.write_text("{}")
     assert find_form(source, store) is None
