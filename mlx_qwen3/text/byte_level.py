@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlx_qwen3.errors import TokenizerError
 from mlx_qwen3.text.folder import AddedToken, TokenizerSettings, one_line, without_surrogates
+from mlx_qwen3.text.form import part_types
 from mlx_qwen3.text.letters import spelled_bytes
 from mlx_qwen3.text.tokenizer import Detokenizer, Tokenizer
 
@@ -138,9 +139,7 @@ def _is_byte_level(backend: "tokenizers.Tokenizer") -> bool:
 def _decoder_types(backend: "tokenizers.Tokenizer") -> list[str]:
     if backend.decoder is None:
         return []
-    state = json.loads(backend.decoder.__getstate__())
-    parts = state["decoders"] if state["type"] == "Sequence" else [state]
-    return [part["type"] for part in parts]
+    return part_types(json.loads(backend.decoder.__getstate__()))
 
 
 def _add_missing(

@@ -7,7 +7,7 @@ byte-level BPE has a form; for anything else there is none, and the library does
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -39,8 +39,8 @@ _MODEL_VALUES: dict[str, tuple[Any, ...]] = {
     "byte_fallback": (None, False),
     "ignore_merges": (None, False),
 }
-# The steps of a Sequence lie under a name of their own for each kind.
-_STEPS = ("pretokenizers", "processors", "decoders")
+# Where the steps of a Sequence lie, by the kind of part.
+_SEQUENCES = ("pretokenizers", "processors", "decoders")
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -98,19 +98,14 @@ class TokenizerForm:
         )
 
 
-def steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """A pre-tokenizer's, post-processor's or decoder's steps, however sequences are nested."""
-    inner = next((part[name] for name in _STEPS if name in part), None) if part else ()
-    if inner is None:
-        assert part is not None  # for the type checker
-        yield part
-        return
-    for one in inner:
-        yield from steps(one)
-
-
-def _types(part: Mapping[str, Any] | None) -> list[str]:
-    return [step["type"] for step in steps(part)]
+def part_types(part: Mapping[str, Any] | None) -> list[str]:
+    """The types of a pre-tokenizer's, post-processor's or decoder's steps, however nested."""
+    if not part:
+        return []
+    steps = next((part[name] for name in _SEQUENCES if name in part), None)
+    if steps is None:
+        return [part["type"]]
+    return [name for step in steps for name in part_types(step)]
 
 
 def _is_plain(data: dict[str, Any]) -> bool:
@@ -119,8 +114,8 @@ def _is_plain(data: dict[str, Any]) -> bool:
         set(data) <= _FILE_KEYS
         and data.get("truncation") is None
         and data.get("padding") is None
-        and _types(data["decoder"]) == ["ByteLevel"]
-        and _types(data["pre_tokenizer"])[-1:] == ["ByteLevel"]
+        and part_types(data["decoder"]) == ["ByteLevel"]
+        and part_types(data["pre_tokenizer"])[-1:] == ["ByteLevel"]
         and set(model) <= {*_MODEL_VALUES, "vocab", "merges"}
         and "type" in model
         and all(model.get(name, values[0]) in values for name, values in _MODEL_VALUES.items())
@@ -133,7 +128,7 @@ def _compile(data: dict[str, Any]) -> TokenizerForm | None:
         return None
     added = [(entry["id"], entry["content"], entry["special"]) for entry in entries]
     letters = [vocab[letter] for letter in LETTERS]
-    adds_tokens = any(name != "ByteLevel" for name in _types(data.get("post_processor")))
+    adds_tokens = any(name != "ByteLevel" for name in part_types(data.get("post_processor")))
     vocabulary = Vocabulary.build(vocab, _pairs(data["model"]["merges"]))
     return TokenizerForm(vocabulary, FormSettings(_skeleton(data), letters, added, adds_tokens))
 
