@@ -83,8 +83,10 @@ class LLM:
     def from_folder(cls, folder: str | Path, *, dtype: str | None = None) -> LLM:
         """Load a model folder in Hugging Face or MLX layout. Raises as `load` does."""
         start = time.perf_counter()
-        model = load_model(folder, dtype=dtype)
-        tokenizer = Tokenizer.from_folder(folder)
+        with ThreadPoolExecutor(1) as pool:  # meanwhile: weights are mostly waited for
+            text = pool.submit(_load_text, Path(folder))
+            model = load_model(folder, dtype=dtype)
+            tokenizer = text.result()
         config = _read_generation_config(Path(folder))
         return cls(model, tokenizer, config, load_seconds=time.perf_counter() - start)
 
@@ -312,6 +314,14 @@ class LLM:
     @cached_property
     def _worker(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx-qwen3")
+
+
+def _load_text(folder: Path) -> Tokenizer:
+    """The tokenizer, and what the first rendering would wait for."""
+    tokenizer = Tokenizer.from_folder(folder)
+    import mlx_qwen3.text.sandbox  # noqa: F401 - imports jinja2
+
+    return tokenizer
 
 
 def _read_generation_config(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ LEVELS = (
     {"generation"},
     {"model", "text"},
     {"hub"},
-    {"device", "releases", "demo", "svg"},
+    {"device", "releases", "demo", "svg", "storage"},
     {"config", "errors", "_version"},
 )
 # The package's own __init__ hands everything out, lazily; nobody inside may go through it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -114,9 +113,11 @@ def _device() -> tuple[Device | None, str | None]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # 10 ms, which every command would pay at start
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 

@@ -5,7 +5,7 @@
     TriggeredRule   anything, until a tag is written; then that tag's grammar, then anything again
     AnswerConstraint    a rule that waits for the answer: thinking is free (Constraint)
 
-llguidance (https://github.com/guidance-ai/llguidance) is imported when a grammar is first used.
+llguidance (https://github.com/guidance-ai/llguidance) and numpy are imported when a grammar is first used.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import mlx.core as mx
-import numpy as np
-from numpy.typing import NDArray
 
 from mlx_qwen3.errors import SchemaError
 from mlx_qwen3.text.folder import one_line
@@ -26,8 +24,10 @@ from mlx_qwen3.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import llguidance
+    import numpy as np
+    from numpy.typing import NDArray
 
-Bits = NDArray[np.int32]  # (ceil(vocab_size / 32),): bit i % 32 of word i // 32 is token i
+    Bits = NDArray[np.int32]  # (ceil(vocab_size / 32),): bit i % 32 of word i // 32 is token i
 
 
 class Constraint(Protocol):
@@ -270,7 +270,7 @@ class AnswerConstraint:
         if bits is None:
             return None
         for token_id in self._exempt():
-            bits[token_id // 32] |= np.int32(np.uint32(1 << token_id % 32).view(np.int32))
+            bits.view("uint32")[token_id // 32] |= 1 << token_id % 32
         return unpack(bits, self._vocabulary.vocab_size)
 
     def accept(self, token_id: int) -> None:

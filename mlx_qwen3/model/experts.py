@@ -10,7 +10,6 @@ from functools import cache
 from typing import Protocol
 
 import mlx.core as mx
-import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlx_qwen3.model.activations import Activation
@@ -123,9 +122,10 @@ def _pair_rows(tokens: int, top_k: int) -> tuple[mx.array, mx.array]:
 
     Few, small, and the same for every layer and step.
     """
-    pairs = np.arange(tokens * top_k, dtype=np.uint32).reshape(tokens, top_k)
-    # From numpy: arrays not yet evaluated would belong to a thread, or to a trace.
-    return mx.array(pairs // top_k), mx.array(pairs)
+    # From lists: arrays not yet evaluated would belong to a thread, or to a trace.
+    pairs = [[token * top_k + one for one in range(top_k)] for token in range(tokens)]
+    rows = [[token] * top_k for token in range(tokens)]
+    return mx.array(rows, dtype=mx.uint32), mx.array(pairs, dtype=mx.uint32)
 
 
 class Experts(Protocol):

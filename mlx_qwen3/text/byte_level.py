@@ -3,17 +3,20 @@
 The `tokenizers` library encodes and decodes. Streaming needs the bytes of single tokens: the
 vocabulary spells each byte as one printable character (GPT-2's table), so a token's bytes are a
 translation of its spelling, made when the token first appears. Loading walks nothing.
+`compiled` is the same tokenizer without the wait for the library to load it.
 """
 
 import codecs
 import json
 from collections.abc import Iterable
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen3.errors import TokenizerError
 from mlx_qwen3.text.folder import AddedToken, TokenizerSettings, one_line, without_surrogates
+from mlx_qwen3.text.form import part_types
+from mlx_qwen3.text.letters import spelled_bytes
 from mlx_qwen3.text.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -25,36 +28,37 @@ class NotByteLevelError(TokenizerError):
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """A `tokenizers.Tokenizer` whose decoder is byte-level.
+    """A `tokenizers.Tokenizer` whose decoder is byte-level."""
 
-    backend: that tokenizer, for libraries that want it (llguidance reads its `to_str()`).
-    """
-
-    def __init__(
-        self, backend: "tokenizers.Tokenizer", folder: Path, settings: TokenizerSettings
-    ) -> None:
+    def __init__(self, folder: Path, settings: TokenizerSettings) -> None:
         super().__init__(folder, settings)
-        self.backend = backend
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ByteLevelTokenizer":
         """Load tokenizer.json and the files beside it. Raises TokenizerError."""
         folder = Path(folder)
-        settings = TokenizerSettings.from_folder(folder)
-        backend = _read_backend(folder / "tokenizer.json")
-        _add_missing(backend, settings, folder)
-        return cls(backend, folder, settings)
+        tokenizer = ByteLevelTokenizer(folder, TokenizerSettings.from_folder(folder))
+        tokenizer.backend  # noqa: B018 - read now, so that a broken file is refused here
+        return tokenizer
+
+    @cached_property
+    def backend(self) -> "tokenizers.Tokenizer":
+        """The library's own, for others that want it (llguidance reads its `to_str()`)."""
+        backend = _read_backend(self.folder / "tokenizer.json")
+        _add_missing(backend, self.settings, self.folder)
+        return backend
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         try:
-            encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
+            return self._encode(text, add_special_tokens)
         except TypeError:  # half a surrogate pair, as a terminal or a JSON escape may bring it
             if not isinstance(text, str):
                 raise
-            whole = without_surrogates(text)
-            encoding = self.backend.encode(whole, add_special_tokens=add_special_tokens)
-        ids: list[int] = encoding.ids
+            return self._encode(without_surrogates(text), add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
@@ -89,7 +93,7 @@ class ByteLevelTokenizer(Tokenizer):
         """The bytes a token stands for, not always whole characters; b"" for unknown ids."""
         known = self._bytes.get(token_id)
         if known is None:
-            known = self._bytes[token_id] = _spelling_to_bytes(self.id_to_token(token_id) or "")
+            known = self._bytes[token_id] = spelled_bytes(self.id_to_token(token_id) or "")
         return known
 
 
@@ -109,24 +113,6 @@ class ByteLevelDetokenizer(Detokenizer):
 
 
 _LARGEST_ID = 2**32 - 1  # what the library can take
-
-
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's bytes_to_unicode, inverted: printable Latin-1 is itself, the rest follow at 256."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-def _spelling_to_bytes(token: str) -> bytes:
-    """A token with any character outside the table (an added one) stands for itself."""
-    table = _byte_of_character()
-    try:
-        return bytes([table[character] for character in token])
-    except KeyError:
-        return token.encode("utf-8")
 
 
 def _read_backend(path: Path) -> "tokenizers.Tokenizer":
@@ -153,9 +139,7 @@ def _is_byte_level(backend: "tokenizers.Tokenizer") -> bool:
 def _decoder_types(backend: "tokenizers.Tokenizer") -> list[str]:
     if backend.decoder is None:
         return []
-    state = json.loads(backend.decoder.__getstate__())
-    parts = state["decoders"] if state["type"] == "Sequence" else [state]
-    return [part["type"] for part in parts]
+    return part_types(json.loads(backend.decoder.__getstate__()))
 
 
 def _add_missing(

@@ -120,9 +120,10 @@ class Tokenizer(ABC):
 
 def _load_byte_level(folder: Path) -> Tokenizer:
     from mlx_qwen3.text.byte_level import ByteLevelTokenizer, NotByteLevelError
+    from mlx_qwen3.text.compiled import CompiledTokenizer
 
     try:
-        return ByteLevelTokenizer.from_folder(folder)
+        return CompiledTokenizer.find(folder) or ByteLevelTokenizer.from_folder(folder)
     except NotByteLevelError:  # a SentencePiece model in the other format as well
         if not (folder / "tokenizer.model").is_file():
             raise

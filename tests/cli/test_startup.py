@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,14 @@ def mlx_qwen3(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
 )
 def test_nothing_heavy_is_imported(script: str) -> None:
     output = python(f"{script}\n{LOADED.format(heavy=HEAVY)}")
+    assert output.splitlines()[-1] == "[]"
+
+
+def test_a_reply_needs_only_what_it_uses(checkpoint: Path) -> None:
+    arguments = ["generate", "hi", "--max-tokens", "2", "--model", str(checkpoint)]
+    unused = ("numpy", "transformers", "huggingface_hub", "mlx_lm", "rich")
+    script = f"from mlx_qwen3.cli import run; run({arguments})\nprint()"
+    output = python(f"{script}\n{LOADED.format(heavy=unused)}")
     assert output.splitlines()[-1] == "[]"
 
 
