@@ -17,12 +17,12 @@ CONVERTER = ROOT / "convert" / "mlx_qwen3_convert"
 LEVELS = (
     {"cli", "__main__"},
     {"server", "agent"},
-    {"engine"},
     {"llm"},
+    {"engine"},
     {"generation"},
     {"model", "text"},
     {"hub"},
-    {"device", "releases", "demo"},
+    {"device", "releases", "demo", "storage"},
     {"config", "errors", "_version"},
 )
 # The package's own __init__ hands everything out, lazily; nobody inside may go through it.
