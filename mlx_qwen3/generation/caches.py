@@ -29,7 +29,8 @@ class CacheStore(Protocol):
     def give_back(self, cache: Cache, token_ids: Sequence[int], *, lasting: int) -> None:
         """Take a leased cache, whose sequence has ended, however it ended.
 
-        token_ids: what is certain to be in it, from the first token on; it may hold more.
+        token_ids: what is certain to be in it, from the first token on; it may hold more. None
+        where the device failed.
         lasting: how many of these may be expected to begin another prompt.
         """
         ...

@@ -104,17 +104,17 @@ class Reply:
         cache, self._cache = self._cache, None
         if loop is None or cache is None:
             return
-        offset = loop.offset
+        certain = 0 if failed else loop.offset
         del loop  # waits for the step in flight
-        if self._store is not None and not failed:
-            self._give_back(self._store, cache, offset)
+        if self._store is not None:
+            self._give_back(self._store, cache, certain)
         del cache
         mx.clear_cache()
 
-    def _give_back(self, store: CacheStore, cache: Cache, offset: int) -> None:
+    def _give_back(self, store: CacheStore, cache: Cache, certain: int) -> None:
         """Hand the cache over with the tokens in it; a token that nobody saw is not among them."""
         prompt = self._request.prompt_ids
-        token_ids = (*prompt, *self._output.token_ids)[:offset]
+        token_ids = (*prompt, *self._output.token_ids)[:certain]
         # Templates drop thoughts from the history, and nothing behind them stays in its place.
         lasting = len(prompt) if self._meter.tokens else len(token_ids)
         store.give_back(cache, token_ids, lasting=lasting)
