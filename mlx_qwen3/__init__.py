@@ -26,6 +26,7 @@ from mlx_qwen3.errors import (
 )
 
 if TYPE_CHECKING:
+    from mlx_qwen3.engine.settings import PrefixCache
     from mlx_qwen3.generation.output import Completion, Event, Usage
     from mlx_qwen3.generation.sampling import SamplingParams
     from mlx_qwen3.llm import LLM, load
@@ -42,6 +43,7 @@ __all__ = [
     "Event",
     "ModelNotFoundError",
     "OptionError",
+    "PrefixCache",
     "Qwen3Error",
     "SamplingParams",
     "TemplateError",
@@ -56,6 +58,7 @@ __all__ = [
 _LAZY = {
     "LLM": "mlx_qwen3.llm",
     "load": "mlx_qwen3.llm",
+    "PrefixCache": "mlx_qwen3.engine.settings",
     "Completion": "mlx_qwen3.generation.output",
     "Event": "mlx_qwen3.generation.output",
     "Usage": "mlx_qwen3.generation.output",

@@ -99,7 +99,10 @@ class LLM:
         dtype: str | None = None,
         prefix_cache: bool | PrefixCache = False,
     ) -> LLM:
-        """Load a model folder in Hugging Face or MLX layout. Raises as `load` does."""
+        """Load a model folder in Hugging Face or MLX layout. Arguments and errors are `load`'s.
+
+        Here nothing is kept between replies unless prefix_cache says so.
+        """
         start = time.perf_counter()
         model = load_model(folder, dtype=dtype)
         tokenizer = Tokenizer.from_folder(folder)

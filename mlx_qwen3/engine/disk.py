@@ -100,7 +100,7 @@ class DiskTier:
         try:
             read_block(path, layout.header(name), tokens, view.segments(index))
         except BlockError as error:
-            _log.warning("removed: %s", error)
+            _log.info("removed: %s", error)
             self.folder.discard(self._identity, name)
             return False
         except OSError as error:  # removed by another process just now, perhaps
@@ -134,7 +134,7 @@ class DiskTier:
         try:
             return self._ask_identity()
         except (OSError, CheckpointError) as error:
-            _log.warning("prefixes stay off the disk: %s", error)
+            _log.info("prefixes stay off the disk: %s", error)
             return ""
 
 

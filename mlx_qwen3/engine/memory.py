@@ -57,13 +57,14 @@ class Lent:
 class Match:
     """A cache that begins with the first `tokens` of a prompt.
 
-    entry: to be taken out and used itself; None: cache is to be copied from, as another
-    conversation needs it.
+    entry: where it lies; None: a reply is using it. continues: the prompt goes on where the
+    entry's ended, so that nobody else needs it: take it. Else it is to be copied from.
     """
 
     tokens: int
     cache: Cache
-    entry: Entry | None
+    entry: Entry | None = None
+    continues: bool = False
 
 
 @dataclass
@@ -86,14 +87,19 @@ class CachePool:
             cache = lent.cache()
             if cache is not None and lent.kind == kind and not cache.forgotten:
                 common = min(common_prefix(lent.token_ids, prompt[:limit]), cache.offset)
-                found.append(Match(common, cache, None))
+                found.append(Match(common, cache))
         # Of equal ones that which costs no copy.
         offers = [match for match in found if match is not None]
-        return max(offers, key=lambda one: (one.tokens, one.entry is not None), default=None)
+        return max(offers, key=lambda one: (one.tokens, one.continues), default=None)
 
     def take(self, entry: Entry) -> None:
         """An entry is not for others any more."""
         self.entries = [one for one in self.entries if one is not entry]
+
+    def touch(self, entry: Entry) -> None:
+        """An entry was of use just now."""
+        if entry in self.entries:
+            self.entries = [*(one for one in self.entries if one is not entry), entry]
 
     def lend(self, cache: Cache, kind: CacheKind, prompt: Tokens) -> None:
         """A cache goes out to a reply."""
@@ -124,8 +130,8 @@ class CachePool:
         common = common_prefix(entry.token_ids, prompt[:limit])
         continues = entry.prompt_tokens - common <= _OPENING
         if continues and len(entry.token_ids) - common <= entry.cache.trimmable:
-            return Match(common, entry.cache, entry)
-        return None if entry.cache.forgotten else Match(common, entry.cache, None)
+            return Match(common, entry.cache, entry, continues=True)
+        return None if entry.cache.forgotten else Match(common, entry.cache, entry)
 
 
 def common_prefix(one: Tokens, other: Tokens) -> int:

@@ -141,7 +141,9 @@ class PrefixStore:
 
     def _use(self, match: Match) -> Cache:
         """Take an entry's cache out of the store, or copy what is shared."""
-        if match.entry is None:
+        if match.entry is None or not match.continues:
+            if match.entry is not None:
+                self._pool.touch(match.entry)
             return match.cache.fork(match.tokens)
         self._pool.take(match.entry)
         self._release(match.entry)

@@ -62,8 +62,16 @@ class Writer:
         with self._work.changed:
             self._work.waiting.append(job)
             if not self._work.running:
-                self._work.running = True
-                threading.Thread(target=self._run, name="prefix-writer", daemon=True).start()
+                self._work.running = self._start()
+
+    def _start(self) -> bool:
+        """Start the thread; an interpreter that is ending refuses, and there is no later."""
+        try:
+            threading.Thread(target=self._run, name="prefix-writer", daemon=True).start()
+        except RuntimeError:
+            self._work.waiting.clear()
+            return False
+        return True
 
     def withdraw(self, job: Job, patience: float) -> None:
         """Let go of a job's buffers; wait at most `patience` seconds for that.
@@ -88,7 +96,7 @@ class Writer:
             except WithdrawnError:
                 pass
             except OSError as error:
-                _log.warning("prefixes are not kept: %s", error)
+                _log.info("prefixes are not kept: %s", error)
             job.view = None
 
     def _next(self) -> Job | None:

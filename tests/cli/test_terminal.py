@@ -118,6 +118,13 @@ def test_figures() -> None:
     )
 
 
+def test_figures_say_what_was_read_before() -> None:
+    done = ends().completion
+    assert done is not None
+    done = replace(done, usage=replace(done.usage, cached_tokens=9))
+    assert figures(done).startswith("12 tokens read (9 of them before) in 0.25 s")
+
+
 def test_figures_are_for_a_person(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -282,7 +282,7 @@ def test_a_folder_that_went_away_is_no_reason_to_fail(
     store = disk_store(model, tmp_path)
     assert store._disk is not None
     store._disk._ask_identity = lambda: model_digest(tmp_path / "gone")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "mlx_qwen3"):
         take_turn(model, PROMPT, store)
     assert take_turn(model, NEXT, store).cached == 3 * BLOCK_TOKENS  # out of memory
     assert len(caplog.records) == 1
@@ -340,6 +340,7 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    caplog.set_level(logging.INFO, "mlx_qwen3")
     monkeypatch.setattr("mlx_qwen3.engine.blocks._write", full)
     store = disk_store(model, tmp_path)
     one = take_turn(model, PROMPT, store)
@@ -352,6 +353,7 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(
 def test_a_place_that_cannot_be_written_to(
     model: Transformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "mlx_qwen3")
     (tmp_path / "file").write_text("in the way")
     store = disk_store(model, tmp_path / "file")
     take_turn(model, PROMPT, store)

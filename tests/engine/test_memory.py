@@ -185,6 +185,17 @@ def test_the_least_recently_used_goes_first(model: Transformer) -> None:
     assert take_turn(model, text(200, 2), store).cached == 0
 
 
+def test_what_was_copied_from_counts_as_used(model: Transformer) -> None:
+    size = take_turn(model, text(200)).cache.nbytes
+    store = memory_store(model, budget=3 * size)
+    for seed in (1, 2):
+        take_turn(model, text(200, seed), store)
+    assert take_turn(model, text(150, 1) + text(40, 3), store).cached == 150
+    take_turn(model, text(200, 4), store)
+    assert take_turn(model, text(200, 1), store).cached == 200 - READ_AGAIN
+    assert take_turn(model, text(200, 2), store).cached == 0
+
+
 def test_what_is_larger_than_the_budget_is_freed(model: Transformer) -> None:
     store = memory_store(model, budget=1000)
     cache = weakref.ref(take_turn(model, text(200), store).cache)
