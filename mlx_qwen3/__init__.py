@@ -27,6 +27,7 @@ from mlx_qwen3.errors import (
 )
 
 if TYPE_CHECKING:
+    from mlx_qwen3.engine.settings import PrefixCache
     from mlx_qwen3.generation.output import CallDelta, Completion, Event, Usage
     from mlx_qwen3.generation.sampling import SamplingParams
     from mlx_qwen3.llm import LLM, load
@@ -45,6 +46,7 @@ __all__ = [
     "Event",
     "ModelNotFoundError",
     "OptionError",
+    "PrefixCache",
     "Qwen3Error",
     "SamplingParams",
     "SchemaError",
@@ -62,6 +64,7 @@ _LAZY = {
     "LLM": "mlx_qwen3.llm",
     "load": "mlx_qwen3.llm",
     "CallDelta": "mlx_qwen3.generation.output",
+    "PrefixCache": "mlx_qwen3.engine.settings",
     "Completion": "mlx_qwen3.generation.output",
     "Event": "mlx_qwen3.generation.output",
     "Usage": "mlx_qwen3.generation.output",

@@ -19,8 +19,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlx_qwen3.engine.prefix_store import PrefixStore
+from mlx_qwen3.engine.settings import PrefixCache
 from mlx_qwen3.errors import CheckpointError, ContextOverflowError, OptionError, TokenizerError
 from mlx_qwen3.generation.answer import AnswerOptions
+from mlx_qwen3.generation.caches import CacheStore
 from mlx_qwen3.generation.constraints import Vocabulary
 from mlx_qwen3.generation.loop import Progress
 from mlx_qwen3.generation.output import Completion, Event
@@ -48,13 +51,22 @@ _FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition
 _SMALLEST_KV_SIZE = 5  # tokens: the first four are kept, and one must be able to move on
 
 
-def load(model: str | Path, *, dtype: str | None = None, revision: str | None = None) -> LLM:
+def load(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    prefix_cache: bool | PrefixCache = True,
+) -> LLM:
     """Load a model by short name ("0.6b", "demo"), repo id or folder; download it if need be.
 
     dtype: "bfloat16", "float16" or "float32"; None lets the device decide.
+    prefix_cache: whether prompts read once are kept, in memory and (from 1,024 tokens on) on
+    disk, so that what begins alike is not read again; a PrefixCache sets how much and where.
     Raises ModelNotFoundError, CheckpointError (ConfigError, WeightsError, TokenizerError).
     """
-    return LLM.from_folder(resolve(model, revision=revision), dtype=dtype)
+    folder = resolve(model, revision=revision)
+    return LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
 
 
 class LLM:
@@ -62,6 +74,7 @@ class LLM:
 
     model: `llm.model(token_ids)` -> logits. tokenizer: `encode`, `decode`.
     context_length: tokens of prompt and reply together that the model was made for.
+    prefix_store: where caches go between replies; None: each reply reads all of its prompt.
     """
 
     def __init__(
@@ -71,8 +84,10 @@ class LLM:
         generation_config: Mapping[str, Any],
         *,
         load_seconds: float = 0.0,
+        prefix_store: CacheStore | None = None,
     ) -> None:
         self.model = model
+        self.prefix_store = prefix_store
         self.tokenizer = tokenizer
         self.generation_config = dict(generation_config)
         self.load_seconds = load_seconds
@@ -80,15 +95,27 @@ class LLM:
         self._step = threading.RLock()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: str | None = None) -> LLM:
-        """Load a model folder in Hugging Face or MLX layout. Raises as `load` does."""
+    def from_folder(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: str | None = None,
+        prefix_cache: bool | PrefixCache = False,
+    ) -> LLM:
+        """Load a model folder in Hugging Face or MLX layout. Arguments and errors are `load`'s.
+
+        Here nothing is kept between replies unless prefix_cache says so.
+        """
         start = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:  # meanwhile: weights are mostly waited for
             text = pool.submit(_load_text, Path(folder))
             model = load_model(folder, dtype=dtype)
             tokenizer = text.result()
         config = _read_generation_config(Path(folder))
-        return cls(model, tokenizer, config, load_seconds=time.perf_counter() - start)
+        settings = PrefixCache() if prefix_cache is True else prefix_cache
+        store = PrefixStore.for_model(model, Path(folder), settings) if settings else None
+        seconds = time.perf_counter() - start
+        return cls(model, tokenizer, config, load_seconds=seconds, prefix_store=store)
 
     @property
     def context_length(self) -> int:
@@ -294,7 +321,12 @@ class LLM:
 
     def _reply(self, request: Request) -> Reply:
         return Reply(
-            self.model, self.tokenizer, request, self.eos_ids, load_seconds=self.load_seconds
+            self.model,
+            self.tokenizer,
+            request,
+            self.eos_ids,
+            load_seconds=self.load_seconds,
+            store=self.prefix_store,
         )
 
     def _run(self, reply: Reply, progress: Progress | None) -> Generator[Event, None, None]:
@@ -307,6 +339,10 @@ class LLM:
                     events = reply.step()
                 yield from events
             yield from reply.end()
+        except Exception:
+            with self._step:
+                reply.close(failed=True)
+            raise
         finally:
             with self._step:
                 reply.close()

@@ -17,8 +17,8 @@ CONVERTER = ROOT / "convert" / "mlx_qwen3_convert"
 LEVELS = (
     {"cli", "__main__"},
     {"server", "agent", "bench"},
-    {"engine"},
     {"llm"},
+    {"engine"},
     {"generation"},
     {"model", "text"},
     {"hub"},

@@ -64,14 +64,21 @@ class Report:
     cache_free: int
     models: int
     models_size: int
+    prefixes: str = ""
+    prefixes_size: int = 0
 
 
 def doctor(
+    clear_prefix_cache: Annotated[
+        bool, typer.Option("--clear-prefix-cache", help="Remove the prompts kept on disk.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Describe this machine and say what would make it faster. Exit code 1: it cannot work."""
     from mlx_qwen3.cli.display import print_json
 
+    if clear_prefix_cache:
+        _clear_prefixes()
     report = examine()
     problems, hints = list(find_problems(report)), list(find_hints(report))
     if as_json:
@@ -86,6 +93,7 @@ def doctor(
 
 def examine() -> Report:
     """Look at everything; nothing here changes anything."""
+    from mlx_qwen3.engine.folder import BlockFolder, default_folder
     from mlx_qwen3.hub import cache_folder, list_local
 
     cache = cache_folder()
@@ -100,7 +108,18 @@ def examine() -> Report:
         cache_free=_free(cache),
         models=len(local),
         models_size=sum(model.size for model in local),
+        prefixes=str(default_folder()),
+        prefixes_size=BlockFolder(default_folder(), 0).size,
     )
+
+
+def _clear_prefixes() -> None:
+    from mlx_qwen3.cli.display import size_text
+    from mlx_qwen3.cli.terminal import note
+    from mlx_qwen3.engine.folder import BlockFolder, default_folder
+
+    removed = BlockFolder(default_folder(), 0).clear()
+    note(f"removed {size_text(removed)} of prompts from {default_folder()}")
 
 
 def _device() -> tuple[Device | None, str | None]:
@@ -217,3 +236,4 @@ def describe(report: Report) -> Iterator[tuple[str, str]]:
     )
     yield "cache", f"{report.cache}, {size_text(report.cache_free)} free"
     yield "models", f"{report.models} here, {size_text(report.models_size)}"
+    yield "prefixes", f"{report.prefixes}, {size_text(report.prefixes_size)} of prompts read before"

@@ -51,6 +51,8 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     max_kv_size: options.MaxKvSize = None,
     kv_bits: options.KvBits = None,
+    no_prefix_cache: options.NoPrefixCache = False,
+    prefix_cache_size: options.PrefixCacheSize = None,
     dtype: options.Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -63,9 +65,10 @@ def generate(
             arguments[name] = read_text(file, name)
     if raw and (system, tools, thinking) != (None, None, None):
         raise typer.BadParameter("--raw leaves no place for --system, --tools and --thinking")
+    kept = options.prefix_cache(no_prefix_cache, prefix_cache_size)
     text = read_stdin() if prompt == "-" else prompt
     question = text if raw else _messages(text.removesuffix("\n"), system)
-    llm = options.open_model(model, dtype)
+    llm = options.open_model(model, dtype, kept)
     (_print_json if as_json else _print_stream)(llm, question, arguments)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from mlx_qwen3.engine.settings import PrefixCache
     from mlx_qwen3.llm import LLM
 
 Model = Annotated[
@@ -48,6 +50,12 @@ MaxKvSize = Annotated[
     int | None, typer.Option(help="Remember this many tokens, forget older ones.")
 ]
 KvBits = Annotated[int | None, typer.Option(help="Store the context in 4 or 8 bits.")]
+NoPrefixCache = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Keep nothing of what is read, on disk least.")
+]
+PrefixCacheSize = Annotated[
+    str | None, typer.Option(help="Disk that long prompts read before may take; default: 8GB.")
+]
 
 # Parameters of a command that bear the names of LLM.stream's.
 _OF_A_REPLY = (
@@ -83,7 +91,28 @@ def reply_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in _OF_A_REPLY if values.get(name) is not None}
 
 
-def open_model(model: str | None, dtype: str | None) -> LLM:
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def prefix_cache(no_prefix_cache: bool, size: str | None) -> bool | PrefixCache:
+    """What LLM.from_folder gets as prefix_cache. Raises BadParameter for what is no size."""
+    if no_prefix_cache and size is not None:
+        raise typer.BadParameter("--no-prefix-cache leaves no use for --prefix-cache-size")
+    if no_prefix_cache or size is None:
+        return not no_prefix_cache
+    found = _SIZE.fullmatch(size.strip())
+    if found is None:
+        raise typer.BadParameter(f"--prefix-cache-size {size}: expected a size such as 500MB, 8GB")
+    power = " KMGT".index(found[2].upper() or " ")
+
+    from mlx_qwen3.engine.settings import PrefixCache
+
+    return PrefixCache(disk_bytes=int(float(found[1]) * (1024 if found[3] else 1000) ** power))
+
+
+def open_model(
+    model: str | None, dtype: str | None, prefix_cache: bool | PrefixCache = False
+) -> LLM:
     """Load the model a command was given; the demo, with a word about it, when it was none.
 
     Downloads what is not here yet, with a bar on a terminal. Raises as `mlx_qwen3.load` does.
@@ -100,4 +129,4 @@ def open_model(model: str | None, dtype: str | None) -> LLM:
 
     from mlx_qwen3.llm import LLM
 
-    return LLM.from_folder(folder, dtype=dtype)
+    return LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)

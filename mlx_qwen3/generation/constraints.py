@@ -5,7 +5,8 @@
     TriggeredRule   anything, until a tag is written; then that tag's grammar, then anything again
     AnswerConstraint    a rule that waits for the answer: thinking is free (Constraint)
 
-llguidance (https://github.com/guidance-ai/llguidance) and numpy are imported when a grammar is first used.
+llguidance (https://github.com/guidance-ai/llguidance) and numpy are imported when a grammar is
+first used.
 """
 
 from __future__ import annotations

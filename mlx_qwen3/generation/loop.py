@@ -60,6 +60,12 @@ class TokenLoop:
         self._in_flight: list[mx.array] = []
         weakref.finalize(self, _land, self._in_flight)  # at interpreter exit too
         self._count = 0
+        self._read_tokens = cache.offset
+
+    @property
+    def offset(self) -> int:
+        """Tokens the cache holds for certain; an interrupted step may have left parts of more."""
+        return self._read_tokens
 
     def feed(self, token_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Read tokens (at least one), then sample the one that follows.
@@ -109,6 +115,7 @@ class TokenLoop:
         """Prefill one chunk: only the cache is evaluated, so the head does not run."""
         self._model.hidden_states(mx.array([list(token_ids)]), self._cache)
         mx.eval(self._cache.state())
+        self._read_tokens = self._cache.offset
         mx.clear_cache()
 
     def _launch(self, logits: mx.array, after: Sample | None = None) -> Token | None:
@@ -125,6 +132,7 @@ class TokenLoop:
         self._ahead = self._sampler.sample(logits, allowed)
         self._in_flight[:] = self._ahead.arrays()
         mx.async_eval(self._in_flight)
+        self._read_tokens = self._cache.offset
         return token
 
 

@@ -22,11 +22,16 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one reply. completion_tokens includes thinking_tokens and the end token."""
+    """Tokens of one reply. completion_tokens includes thinking_tokens and the end token.
+
+    cached_tokens: how many of the prompt's had been read before. It says how the reply was
+    computed, not what it is: replies that differ in it alone are equal.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     thinking_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def answer_tokens(self) -> int:

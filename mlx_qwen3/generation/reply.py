@@ -10,12 +10,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen3.errors import OptionError
+from mlx_qwen3.generation.caches import CacheStore
 from mlx_qwen3.generation.loop import Progress, Token, TokenLoop
 from mlx_qwen3.generation.output import Completion, Event, Output, Timing, Usage
 from mlx_qwen3.generation.penalties import ThinkTags
 from mlx_qwen3.generation.request import Request
 from mlx_qwen3.generation.sampling import Sampler
 from mlx_qwen3.generation.thinking import ThinkingMeter
+from mlx_qwen3.model.cache import Cache
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.text.folder import one_line
 from mlx_qwen3.text.parser import THINK, THINK_END, StreamParser
@@ -27,7 +29,8 @@ class Reply:
     """Owns everything that exists for one reply only: cache, sampler, parser, clock.
 
     Construction refuses what could not work (OptionError) before anything is computed. Then
-    `start`, `step` until `done`, `end`; `close` at any time frees the cache.
+    `start`, `step` until `done`, `end`; `close` at any time frees the cache, or gives it back to
+    the store it was leased from.
     """
 
     def __init__(
@@ -38,20 +41,27 @@ class Reply:
         eos_ids: Collection[int],
         *,
         load_seconds: float = 0.0,
+        store: CacheStore | None = None,
     ) -> None:
+        self._model = model
+        self._store = store
         self._request = request
         self._load_seconds = load_seconds
         seed = request.params.seed
-        sampler = Sampler(
+        self._sampler = Sampler(
             request.params,
             model.config.vocab_size,
             secrets.randbits(64) if seed is None else seed,
             _think_tags(tokenizer, request),
         )
-        sampler.observe_prompt(request.prompt_ids)
-        cache = model.make_cache(max_kv_size=request.max_kv_size, kv_bits=request.kv_bits)
-        constraint = None if request.constraint is None else request.constraint.start()
-        self._loop: TokenLoop | None = TokenLoop(model, cache, sampler, constraint=constraint)
+        self._sampler.observe_prompt(request.prompt_ids)
+        # Until `start`: a reply that never begins has nothing to give back.
+        self._cache: Cache | None = model.make_cache(
+            max_kv_size=request.max_kv_size, kv_bits=request.kv_bits
+        )
+        self._loop: TokenLoop | None = None
+        self._cached_tokens = 0
+        self._constraint = None if request.constraint is None else request.constraint.start()
         self._meter = ThinkingMeter(
             tokenizer,
             in_thinking=request.in_thinking,
@@ -77,7 +87,13 @@ class Reply:
     def start(self, progress: Progress | None = None) -> None:
         """Read the prompt and enqueue the first token."""
         self._started = time.perf_counter()
-        self._require_loop().feed(self._request.prompt_ids, progress)
+        if self._cache is None:
+            raise RuntimeError("this reply was closed")
+        if self._store is not None:
+            self._cache = self._store.lease(self._request)
+            self._cached_tokens = self._cache.offset
+        self._loop = TokenLoop(self._model, self._cache, self._sampler, constraint=self._constraint)
+        self._loop.feed(self._request.prompt_ids[self._cached_tokens :], progress)
 
     def step(self) -> list[Event]:
         """Generate one token, or end a thought that is over budget; return what became certain."""
@@ -90,11 +106,26 @@ class Reply:
         events = self._output.finish(self._output.finish_reason or "length")
         return [*events, Event("end", completion=self._completion())]
 
-    def close(self) -> None:
-        """Free the cache and the step in flight."""
-        if self._loop is not None:
-            self._loop = None
-            mx.clear_cache()
+    def close(self, *, failed: bool = False) -> None:
+        """Free the cache and the step in flight. failed: what they hold is not to be trusted."""
+        loop, self._loop = self._loop, None
+        cache, self._cache = self._cache, None
+        if loop is None or cache is None:
+            return
+        certain = 0 if failed else loop.offset
+        del loop  # waits for the step in flight
+        if self._store is not None:
+            self._give_back(self._store, cache, certain)
+        del cache
+        mx.clear_cache()
+
+    def _give_back(self, store: CacheStore, cache: Cache, certain: int) -> None:
+        """Hand the cache over with the tokens in it; a token that nobody saw is not among them."""
+        prompt = self._request.prompt_ids
+        token_ids = (*prompt, *self._output.token_ids)[:certain]
+        # Templates drop thoughts from the history, and nothing behind them stays in its place.
+        lasting = len(prompt) if self._meter.tokens else len(token_ids)
+        store.give_back(cache, token_ids, lasting=lasting)
 
     @property
     def _room(self) -> int:
@@ -112,7 +143,7 @@ class Reply:
 
     def _require_loop(self) -> TokenLoop:
         if self._loop is None:
-            raise RuntimeError("this reply was closed")
+            raise RuntimeError("this reply was closed, or never started")
         return self._loop
 
     def _parsed(self) -> Any:
@@ -138,7 +169,12 @@ class Reply:
             tool_calls=tuple(output.tool_calls),
             token_ids=tuple(output.token_ids),
             finish_reason=output.finish_reason or "length",
-            usage=Usage(len(self._request.prompt_ids), len(output.token_ids), self._meter.tokens),
+            usage=Usage(
+                len(self._request.prompt_ids),
+                len(output.token_ids),
+                self._meter.tokens,
+                self._cached_tokens,
+            ),
             timing=Timing(
                 load=self._load_seconds,
                 prefill=prefill,

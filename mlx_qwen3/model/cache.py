@@ -13,6 +13,7 @@ constant multiple of n, and a step in between writes in place.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -58,6 +59,11 @@ class LayerCache:
     def capacity(self) -> int:
         """Tokens the buffers hold before they grow."""
         return self._buffers[0].shape[2] if self._buffers else 0
+
+    @property
+    def forgotten(self) -> int:
+        """Tokens that were appended and dropped since, to stay within max_size."""
+        return self.offset - self._length
 
     @property
     def trimmable(self) -> int:
@@ -114,8 +120,34 @@ class LayerCache:
         self._length -= tokens
 
     def state(self) -> list[mx.array]:
-        """The buffers, for `mx.eval`."""
+        """The buffers, for `mx.eval`; each (B, heads, capacity, width)."""
         return self._buffers
+
+    def adopt(self, buffers: Sequence[mx.array], length: int) -> None:
+        """Hold the first `length` tokens of a sequence, read before into `buffers`.
+
+        buffers: as `state()` of a cache of the same kind has them, capacity at least `length`.
+        """
+        self._buffers = list(buffers)
+        self.offset = self._length = length
+
+    def fork(self, tokens: int) -> LayerCache:
+        """A cache of its own with the first `tokens`, copied, not yet evaluated.
+
+        Raises OptionError for tokens that are not stored (any more).
+        """
+        if self.forgotten or not 0 <= tokens <= self._length:
+            raise OptionError(
+                f"cannot copy the first {tokens} of {self.offset} tokens out of the cache; "
+                f"{self.forgotten} were forgotten"
+            )
+        twin = copy.copy(self)
+        twin.adopt([], tokens)
+        if tokens:
+            twin.adopt(
+                [_widened(buffer, tokens, tokens + BLOCK) for buffer in self._buffers], tokens
+            )
+        return twin
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more in buffers that exist. Raises CacheFullError."""
@@ -162,13 +194,13 @@ class LayerCache:
         """Drop the oldest `tokens` after the first `keep`."""
         if tokens <= 0:
             return
-        self._buffers = [
+        kept = [
             mx.concatenate(
                 [buffer[:, :, : self.keep], buffer[:, :, self.keep + tokens : self._length]], axis=2
             )
             for buffer in self._buffers
         ]
-        self._length -= tokens
+        self._buffers, self._length = kept, self._length - tokens
 
     def _reserve(self, length: int, new: Sequence[mx.array]) -> None:
         """Make room for `length` more tokens."""
@@ -180,14 +212,7 @@ class LayerCache:
         if not self._buffers:
             self._buffers = [mx.zeros(_shape(n, capacity), n.dtype) for n in new]
             return
-        extra = capacity - self._length
-        self._buffers = [
-            mx.concatenate(
-                [buffer[:, :, : self._length], mx.zeros(_shape(buffer, extra), buffer.dtype)],
-                axis=2,
-            )
-            for buffer in self._buffers
-        ]
+        self._buffers = [_widened(buffer, self._length, capacity) for buffer in self._buffers]
 
 
 class QuantizedLayerCache(LayerCache):
@@ -281,6 +306,11 @@ class Cache:
         return sum(layer.nbytes for layer in self.layers)
 
     @property
+    def forgotten(self) -> int:
+        """Tokens that some layer has dropped, to stay within its max_size."""
+        return max(layer.forgotten for layer in self.layers)
+
+    @property
     def trimmable(self) -> int:
         """How many of the newest tokens `trim` can take back."""
         return min(layer.trimmable for layer in self.layers)
@@ -293,6 +323,12 @@ class Cache:
             )
         for layer in self.layers:
             layer.trim(tokens)
+
+    def fork(self, tokens: int) -> Cache:
+        """An independent cache with the first `tokens`. Raises OptionError for forgotten ones."""
+        twin = Cache([layer.fork(tokens) for layer in self.layers])
+        mx.eval(twin.state())  # until then both share buffers, and a write would copy them whole
+        return twin
 
     def state(self) -> list[mx.array]:
         """All buffers, for `mx.eval`."""
@@ -338,3 +374,11 @@ def make_layer_cache(
 
 def _shape(like: mx.array, tokens: int) -> tuple[int, ...]:
     return (like.shape[0], like.shape[1], tokens, like.shape[3])
+
+
+def _widened(buffer: mx.array, tokens: int, capacity: int) -> mx.array:
+    """A copy of the first `tokens` columns with room for `capacity`, in whole blocks."""
+    room = -(-capacity // BLOCK) * BLOCK - tokens
+    return mx.concatenate(
+        [buffer[:, :, :tokens], mx.zeros(_shape(buffer, room), buffer.dtype)], axis=2
+    )

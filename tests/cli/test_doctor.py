@@ -77,6 +77,8 @@ def test_what_it_says_in_words() -> None:
     assert said["memory"] == "16.0 GiB, of which models get 11.0 GiB"
     assert said["dtype"] == "bfloat16"
     assert said["packages"] == "mlx 0.32.4, mlx-lm missing"
+    kept = dict(doctor.describe(report(prefixes="/cache", prefixes_size=3 * 10**9)))["prefixes"]
+    assert kept == "/cache, 3.0 GB of prompts read before"
     assert dict(doctor.describe(report(LINUX, CPU)))["BLAS"] == "OpenBLAS 0.3.21 (lib.so)"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,13 @@ def test_figures() -> None:
         "12 tokens read in 0.25 s · 34 written (20 of them thinking) at 17.0 tokens/s · "
         "peak memory 1.50 GB · cut off: no tokens left"
     )
+
+
+def test_figures_say_what_was_read_before() -> None:
+    done = ends().completion
+    assert done is not None
+    done = replace(done, usage=replace(done.usage, cached_tokens=9))
+    assert figures(done).startswith("12 tokens read (9 of them before) in 0.25 s")
 
 
 def test_figures_are_for_a_person(
