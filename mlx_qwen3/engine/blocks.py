@@ -15,29 +15,39 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import mlx.core as mx
-import numpy as np
-from numpy.typing import NDArray
 
 from mlx_qwen3.model.cache import Cache
 
-Tokens = NDArray[np.int32]
-Bytes = NDArray[np.uint8]
+# numpy, which owns the bytes of buffers, is imported when a block is first read or written.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Tokens: TypeAlias = "array[int]"  # 32 bits each
+Bytes: TypeAlias = "NDArray[np.uint8]"
 
 BLOCK_TOKENS = 256
 FORMAT = "mlx-qwen3 prefix block 1"
 _CHECKSUM_BYTES = 4
+_TOKEN_BYTES = 4
 _DTYPES = {
     "BF16": mx.bfloat16,
     "F16": mx.float16,
     "F32": mx.float32,
     "U32": mx.uint32,  # packed keys and values
 }
+
+
+def as_tokens(token_ids: Sequence[int]) -> Tokens:
+    """Token ids in a form that is sliced, hashed and compared as bytes."""
+    return array("i", token_ids)
 
 
 class BlockError(Exception):
@@ -89,7 +99,7 @@ class Layout:
     @property
     def file_bytes(self) -> int:
         """Size of a block's file."""
-        data = BLOCK_TOKENS * (self.token_bytes + np.dtype(np.int32).itemsize)
+        data = BLOCK_TOKENS * (self.token_bytes + _TOKEN_BYTES)
         return len(self.header("0" * 40)) + data + _CHECKSUM_BYTES
 
     def header(self, name: str) -> bytes:
@@ -124,7 +134,7 @@ def block_names(root: str, token_ids: Tokens) -> list[str]:
     names: list[str] = []
     parent = root.encode()
     for start in range(0, len(token_ids) // BLOCK_TOKENS * BLOCK_TOKENS, BLOCK_TOKENS):
-        tokens = token_ids[start : start + BLOCK_TOKENS].astype("<i4").tobytes()
+        tokens = token_ids[start : start + BLOCK_TOKENS].tobytes()
         names.append(hashlib.blake2b(parent + tokens, digest_size=20).hexdigest())
         parent = names[-1].encode()
     return names
@@ -150,18 +160,18 @@ class HostView:
     def segments(self, index: int) -> Iterator[Bytes]:
         """The parts of block `index` in a file's order, each contiguous: (256, row_bytes)."""
         start = index * BLOCK_TOKENS
-        for array in self.arrays:
-            for head in range(array.shape[0]):
-                yield array[head, start : start + BLOCK_TOKENS]
+        for view in self.arrays:
+            for head in range(view.shape[0]):
+                yield view[head, start : start + BLOCK_TOKENS]
 
 
 def write_block(stream: IO[bytes], header: bytes, tokens: Tokens, data: Iterable[Bytes]) -> None:
     """Write a block's file into an unbuffered stream. Raises OSError."""
     checksum = 0
-    token_bytes = np.frombuffer(tokens.astype("<i4").tobytes(), np.uint8)
-    for part in (np.frombuffer(header, np.uint8), token_bytes, *data):
-        checksum = zlib.crc32(part.data, checksum)
-        _write(stream, part.data.cast("B"))
+    parts = (memoryview(header), memoryview(tokens.tobytes()), *(part.data for part in data))
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+        _write(stream, part.cast("B"))
     _write(stream, memoryview(checksum.to_bytes(_CHECKSUM_BYTES, "little")))
 
 
@@ -169,7 +179,7 @@ def read_block(path: Path, header: bytes, tokens: Tokens, data: Iterable[Bytes])
     """Read a block's file into `data`. Raises BlockError when it is not that block, OSError."""
     with path.open("rb", buffering=0) as stream:
         checksum = _expect(stream, header, 0)
-        checksum = _expect(stream, tokens.astype("<i4").tobytes(), checksum)
+        checksum = _expect(stream, tokens.tobytes(), checksum)
         for part in data:
             _fill(stream, part.data.cast("B"))
             checksum = zlib.crc32(part.data, checksum)
@@ -200,5 +210,7 @@ def _fill(stream: IO[bytes], target: memoryview) -> None:
 
 def _host_array(view: mx.array) -> Bytes:
     """An evaluated array where it lies, writable."""
+    import numpy as np
+
     buffer: Any = view
     return np.asarray(memoryview(buffer))

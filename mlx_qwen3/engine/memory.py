@@ -5,8 +5,6 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from mlx_qwen3.engine.blocks import Tokens
 from mlx_qwen3.engine.writer import Job
 from mlx_qwen3.generation.request import Request
@@ -136,9 +134,14 @@ class CachePool:
 
 def common_prefix(one: Tokens, other: Tokens) -> int:
     """How many tokens two sequences begin with alike."""
-    length = min(len(one), len(other))
-    differ = one[:length] != other[:length]
-    return int(differ.argmax()) if differ.any() else length
+    same, differ = 0, min(len(one), len(other)) + 1  # one[:same] is alike, one[:differ] is not
+    while differ - same > 1:
+        middle = (same + differ) // 2
+        if one[same:middle].tobytes() == other[same:middle].tobytes():
+            same = middle
+        else:
+            differ = middle
+    return same
 
 
 def _contains(entry: Entry, other: Entry) -> bool:
@@ -147,5 +150,5 @@ def _contains(entry: Entry, other: Entry) -> bool:
     return (
         entry.kind == other.kind
         and not entry.cache.forgotten
-        and np.array_equal(entry.token_ids[:length], other.token_ids)
+        and entry.token_ids[:length] == other.token_ids
     )

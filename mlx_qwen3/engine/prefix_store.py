@@ -32,10 +32,9 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_qwen3.device import Device
-from mlx_qwen3.engine.blocks import Tokens
+from mlx_qwen3.engine.blocks import Tokens, as_tokens
 from mlx_qwen3.engine.disk import DiskTier
 from mlx_qwen3.engine.folder import BlockFolder, default_folder
 from mlx_qwen3.engine.identity import model_digest
@@ -89,7 +88,7 @@ class PrefixStore:
         Raises OptionError for a kind of cache that cannot be.
         """
         kind = CacheKind.of(request)
-        prompt: Tokens = np.array(request.prompt_ids, np.int32)
+        prompt = as_tokens(request.prompt_ids)
         limit = len(prompt) - READ_AGAIN
         with self._lock:
             cache = self._find(kind, prompt, limit) if limit >= SMALLEST else None
@@ -108,7 +107,7 @@ class PrefixStore:
             lent = self._pool.end(cache)
             if lent is None or len(token_ids) < SMALLEST or not _settle(cache, len(token_ids)):
                 return
-            tokens: Tokens = np.array(token_ids, np.int32)
+            tokens = as_tokens(token_ids)
             idle = False
             entry = Entry(lent.kind, tokens, min(len(lent.token_ids), len(tokens)), cache)
             if self._disk is not None:
