@@ -103,14 +103,16 @@ class PartialOutput:
     """The folder a conversion works in. One process at a time; use as a context manager.
 
     digest: identifies source and plan; a partial folder of another digest is started afresh.
+    room: bytes that others will take on this disk meanwhile.
     Raises Qwen3Error when the disk is too small or another process works here.
     """
 
-    def __init__(self, target: Path, layout: Layout, digest: str) -> None:
+    def __init__(self, target: Path, layout: Layout, digest: str, *, room: int = 0) -> None:
         self.target = target
         self.folder = target.with_name(target.name + ".partial")
         self._layout = layout
         self._digest = digest
+        self._room = room
         self._files: dict[str, int] = {}
         self._journal: IO[str] | None = None
         self._done: dict[str, int] = {}
@@ -211,7 +213,7 @@ class PartialOutput:
         self._note({"digest": self._digest})
 
     def _require_space(self) -> None:
-        needed = sum(self._layout.sizes.values())
+        needed = sum(self._layout.sizes.values()) + self._room
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise Qwen3Error(

@@ -91,6 +91,10 @@ class Source(Protocol):
         """The same rows as exact integers; only for tensors with `affine` set."""
         ...
 
+    def files_of(self, name: str) -> frozenset[str]:
+        """The names of the files that a tensor's rows are read from: companions may lie apart."""
+        ...
+
     def write_side_files(self, folder: Path) -> list[str]:
         """Copy or rebuild tokenizer, chat template and licence files; return their names."""
         ...

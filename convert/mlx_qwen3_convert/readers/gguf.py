@@ -127,6 +127,9 @@ class GgufMatrix(IntegerMatrix):
             affine_layout(kind.bits, kind.group_size, width),
         )
 
+    def parts(self) -> Iterable[Stored]:
+        return (self._stored,)
+
     def integers(self, start: int, stop: int) -> Integers:
         kind, rows = self._kind, stop - start
         blocks = self._stored.read(start, stop).reshape(-1, kind.nbytes)

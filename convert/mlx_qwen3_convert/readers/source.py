@@ -47,6 +47,10 @@ class Matrix(ABC):
     tensor: SourceTensor
 
     @abstractmethod
+    def parts(self) -> Iterable[Stored]:
+        """The stored tensors that its rows are made of."""
+
+    @abstractmethod
     def rows(self, start: int, stop: int) -> mx.array:
         """As `Source.rows`; the range is known to be good."""
 
@@ -70,6 +74,9 @@ class FloatMatrix(Matrix):
         dtype = FLOATS[stored.dtype]
         shape = stored.shape if shape is None else shape
         self.tensor = SourceTensor(name, shape, stored.dtype, dtype, stored.nbytes)
+
+    def parts(self) -> Iterable[Stored]:
+        return (self._stored,)
 
     def rows(self, start: int, stop: int) -> mx.array:
         return self._stored.floats(start, stop)
@@ -98,7 +105,7 @@ def is_filler_bias(stored: StoredTensors, name: str, config: Mapping[str, Any]) 
     prefix, _, kind = name.rpartition(".")
     if kind != "bias" or f"{prefix}.qweight" not in stored or config.get("attention_bias"):
         return False
-    return not stored[name].read().any()
+    return stored[name].files.all_zero(stored[name])
 
 
 def expert_parts(name: str, stored: Stored) -> Iterator[tuple[str, Stored]]:
@@ -173,6 +180,10 @@ class MatrixSource(ABC):
             raise OptionError(f"{name}: {matrix.tensor.format} has no exact affine form")
         return matrix.affine_rows(start, stop)
 
+    def files_of(self, name: str) -> frozenset[str]:
+        """As `Source.files_of`."""
+        return frozenset(part.file.name for part in self._matrices[name].parts())
+
     def close(self) -> None:
         """Let go of open files."""
         self._files.close()
@@ -195,11 +206,11 @@ class FolderSource(MatrixSource):
         self,
         folder: Path,
         config: Mapping[str, Any],
+        files: Files,
         make: MakeMatrices = float_matrices,
     ) -> None:
         """config: config.json, packing keys included; make: the format's own."""
         self._folder = folder
-        files = Files()
         stored = stored_tensors(folder, files)
         matrices = _matrices(stored, make, tied=bool(config.get("tie_word_embeddings")))
         plain = {key: value for key, value in config.items() if key not in _PACKING_KEYS}
@@ -261,6 +272,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def integer_source(
     folder: Path,
     config: Mapping[str, Any],
+    files: Files,
     companions: tuple[str, ...],
     make_matrix: Callable[[StoredTensors, str], Matrix],
 ) -> FolderSource:
@@ -278,4 +290,4 @@ def integer_source(
         elif not is_filler_bias(stored, name, config):
             yield from float_matrices(stored, name)
 
-    return FolderSource(folder, config, make)
+    return FolderSource(folder, config, files, make)
