@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx_qwen3.errors import OptionError
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3_convert.ahead import ahead
-from mlx_qwen3_convert.card import model_card
+from mlx_qwen3_convert.card import Making, model_card
 from mlx_qwen3_convert.carry import output_config, output_generation_config
 from mlx_qwen3_convert.formats import SCALED, parse_format
 from mlx_qwen3_convert.mixed import AnyRecipe, Mixed, find_any_recipe
@@ -26,7 +26,8 @@ from mlx_qwen3_convert.quantize import pack_block, read_piece
 from mlx_qwen3_convert.readers import open_source
 from mlx_qwen3_convert.readers.base import FloatType, Source
 from mlx_qwen3_convert.recipes import DEFAULT, Recipe, Rule, find_recipe, uniform
-from mlx_qwen3_convert.writer import Layout, PartialOutput
+from mlx_qwen3_convert.record import Record
+from mlx_qwen3_convert.writer import Layout, PartialOutput, one_line_when_full
 
 # Called with (bytes written, bytes to write).
 Progress = Callable[[int, int], None]
@@ -40,7 +41,8 @@ class Options:
     recipe: a name, a file or a recipe; bits, group_size, mode: a uniform format instead. With
     none of them, a quantized source is imported exactly, any other gets the default recipe.
     rules: pattern -> format word, over the recipe's own. dtype: of scales and of what stays
-    unquantized; None: the source's.
+    unquantized; None: the source's. asked: where a recipe was made for this model, what it was
+    made from; it is this that a later run is compared with.
     """
 
     recipe: str | AnyRecipe | None = None
@@ -50,6 +52,11 @@ class Options:
     dtype: str | None = None
     rules: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
+    asked: str = ""
+
+    def request(self) -> object:
+        """All that decides the outcome, beside the source."""
+        return self.asked or self.chosen(), self.dtype
 
     def chosen(self) -> AnyRecipe | None:
         """The recipe these options ask for. Raises OptionError where they contradict."""
@@ -192,7 +199,8 @@ def run(
     plan = _plan(source, options, options.chosen())
     facts = [identity, [[matrix.pieces, repr(matrix)] for matrix in plan.matrices]]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return _Job(source, plan, target, origin, supply).run(digest, overwrite=options.overwrite)
+    job = _Job(source, plan, target, origin, supply)
+    return job.run(digest, options)
 
 
 def require_free(target: Path, *, overwrite: bool) -> None:
@@ -227,14 +235,17 @@ class _Job:
         self._layout = Layout(plan)
         self._pieces = [(m, piece) for m in plan.matrices for piece in range(len(m.pieces))]
 
-    def run(self, digest: str, *, overwrite: bool) -> Result:
+    def run(self, digest: str, options: Options) -> Result:
         self._target.parent.mkdir(parents=True, exist_ok=True)
         room = self._supply.room(self._pieces)
-        with PartialOutput(self._target, self._layout, digest, room=room) as output:
+        partial = PartialOutput(self._target, self._layout, digest, room=room)
+        with one_line_when_full(self._target), partial as output:
             resumed = self._write_weights(output)
             self._write_side_files(output.folder)
+            record = Record.of(self._origin, options.request(), self._facts())
+            record.write(output.folder)
             self._supply.done()
-            output.finish(overwrite=overwrite)
+            output.finish(overwrite=options.overwrite)
         return self._result(resumed)
 
     def _write_weights(self, output: PartialOutput) -> int:
@@ -263,8 +274,19 @@ class _Job:
         if generation is not None:
             _write_json(folder / "generation_config.json", generation)
         _write_json(folder / "model.safetensors.index.json", self._layout.index())
-        card = model_card(self._origin.name, self._source.format, self._plan)
+        making, licence = Making.of(self._plan), self._source.licence
+        card = model_card(self._origin, self._source.format, making, licence)
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _facts(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "source_format": self._source.format,
+            "recipe": None if plan.recipe is None else plan.recipe.name,
+            "dtype": plan.dtype,
+            "bits_per_weight": round(plan.bits_per_weight, 4),
+            "tensors": report(plan),
+        }
 
     def _result(self, resumed: int) -> Result:
         plan = self._plan

@@ -27,10 +27,15 @@ from mlx_qwen3.device import Device
 from mlx_qwen3.errors import OptionError
 from mlx_qwen3.model.policy import DTYPES
 from mlx_qwen3_convert.calibration import CALIBRATION, Window, read_text, read_windows
+from mlx_qwen3_convert.card import Making, model_card
+from mlx_qwen3_convert.evaluate import measure_size
 from mlx_qwen3_convert.job import Options, convert
+from mlx_qwen3_convert.origin import Origin, origin_of
 from mlx_qwen3_convert.plan import require_dtype
 from mlx_qwen3_convert.readers import open_source
 from mlx_qwen3_convert.readers.base import FloatType
+from mlx_qwen3_convert.readers.licence import folder_licence
+from mlx_qwen3_convert.record import Record, read_facts
 
 # Written anew; the other files are copied from the conversion that a method starts from.
 _OWN_FILES = ("config.json", "model.safetensors.index.json")
@@ -54,9 +59,22 @@ class Learning:
     dtype: str | None = None
     overwrite: bool = False
 
+    def request(self, method: str) -> object:
+        """All that decides the outcome, beside the source."""
+        return method, replace(self, overwrite=False)
 
-def learned(method: str, source: str | Path, out: str | Path, how: Learning | None = None) -> Path:
+
+def learned(
+    method: str,
+    source: str | Path,
+    out: str | Path,
+    how: Learning | None = None,
+    *,
+    name: str | None = None,
+) -> Path:
     """Quantize the checkpoint `source` into the folder `out` by "gptq", "awq" or "dwq".
+
+    name: what the card calls the source, as in `convert`.
 
     Needs memory for the whole model in floating point, for dwq beside the quantized one.
     mlx-lm shows its own progress on stderr. Raises OptionError for what a method cannot do.
@@ -71,6 +89,7 @@ def learned(method: str, source: str | Path, out: str | Path, how: Learning | No
     shutil.rmtree(work, ignore_errors=True)
     try:
         _learn(method, source, work, how)
+        _tell(method, origin_of(source, name), work, how)
         if target.exists():
             shutil.rmtree(target)
         (work / "out").rename(target)
@@ -92,7 +111,7 @@ def _learn(method: str, source: str | Path, work: Path, how: Learning) -> None:
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mlx-lm's imports; and it prints how far it is
         model = _METHODS[method](original, windows, how, work)
-    _write(model, original, work / "out", require_dtype(dtype), method)
+    _write(model, original, work / "out", require_dtype(dtype))
 
 
 def _source_dtype(source: str | Path) -> str:
@@ -120,7 +139,7 @@ def _gptq(original: Path, windows: Sequence[Window], how: Learning, work: Path) 
 def _awq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
     from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize
 
-    model_type = json.loads((original / "config.json").read_text())["model_type"]
+    model_type = _read(original / "config.json")["model_type"]
     if model_type not in AWQ_MODEL_CONFIGS:
         raise OptionError("mlx-lm's awq knows dense Qwen3 models only; use gptq or dwq")
     model = _load(original)
@@ -188,7 +207,7 @@ def _quantize_routers(model: Any) -> None:
             layer.mlp.gate = router.to_quantized(group_size=64, bits=8)
 
 
-def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: str) -> None:
+def _write(model: Any, original: Path, folder: Path, dtype: FloatType) -> None:
     """The folder of an mlx-lm model, in the layout of a conversion."""
     from mlx.utils import tree_map
     from mlx_lm.utils import save_model
@@ -196,7 +215,7 @@ def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: s
     model.update(tree_map(lambda value: _cast(value, DTYPES[dtype]), model.parameters()))
     save_model(folder, model)
     quantization = _quantization(model)
-    config = json.loads((original / "config.json").read_text(encoding="utf-8")) | {
+    config = _read(original / "config.json") | {
         "quantization": quantization,
         "quantization_config": quantization,
         "torch_dtype": dtype,
@@ -206,9 +225,28 @@ def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: s
     for file in original.iterdir():
         if file.suffix != ".safetensors" and file.name not in _OWN_FILES and file.is_file():
             shutil.copy(file, folder / file.name)
-    card = folder / "README.md"
-    words = card.read_text(encoding="utf-8").partition("converted by mlx-qwen3")
-    card.write_text(f"{words[0]}quantized by mlx-qwen3 with mlx-lm's {method}.\n", encoding="utf-8")
+
+
+def _tell(method: str, origin: Origin, work: Path, how: Learning) -> None:
+    """The card and the record of what was learned."""
+    folder = work / "out"
+    dtype = str(_read(folder / "config.json")["torch_dtype"])
+    made = read_facts(work / "original")
+    bits = measure_size(folder).bits_per_weight
+    making = Making(f"quantized with mlx-lm's {method}", bits, dtype)
+    card = model_card(origin, made["source_format"], making, folder_licence(work / "original"))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    facts = {
+        "source_format": made["source_format"],
+        "recipe": method,
+        "dtype": dtype,
+        "bits_per_weight": round(bits, 4),
+    }
+    Record.of(origin, how.request(method), facts).write(folder)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _cast(value: mx.array, dtype: mx.Dtype) -> mx.array:

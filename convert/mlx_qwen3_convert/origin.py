@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_qwen3 import hub
+from mlx_qwen3 import hub, releases
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,14 @@ class Origin:
     name: str
     revision: str | None = None
     is_repo: bool = False
+
+
+def name_of(source: str) -> str:
+    """The name that `origin_of` will find for what a user wrote, without looking it up."""
+    if Path(source).exists():
+        return origin_of(source).name
+    known = releases.known(source)
+    return known.repo if known else source
 
 
 def origin_of(source: str | Path, name: str | None = None) -> Origin:

@@ -99,6 +99,20 @@ def _header(tensors: list[OutputTensor]) -> tuple[bytes, dict[str, int]]:
     return struct.pack("<Q", len(text)) + text, offsets
 
 
+@contextlib.contextmanager
+def one_line_when_full(target: Path) -> Iterator[None]:
+    """Raise Qwen3Error where the disk of this output runs full."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Qwen3Error(
+            f"{target}: the disk is full; make room and run the same command again, it goes on "
+            "where it stopped"
+        ) from exc
+
+
 class PartialOutput:
     """The folder a conversion works in. One process at a time; use as a context manager.
 
@@ -153,17 +167,16 @@ class PartialOutput:
 
     def finish(self, *, overwrite: bool) -> None:
         """Everything is written: put it on the disk and rename the folder to its target."""
-        for file in self._files.values():
-            os.fsync(file)
         self._close()
-        (self.folder / _JOURNAL).unlink()
-        for path in self.folder.iterdir():
+        for path in self.folder.rglob("*"):
             _sync(path)
         _sync(self.folder)
         old = self.target.with_name(self.target.name + ".replaced")
         if overwrite and self.target.exists():
             shutil.rmtree(old, ignore_errors=True)
             self.target.rename(old)
+        # Last, and at once: without its journal a partial folder is started afresh.
+        (self.folder / _JOURNAL).unlink()
         self.folder.rename(self.target)
         _sync(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
@@ -233,17 +246,9 @@ class PartialOutput:
             self._files[file] = os.open(self.folder / file, os.O_RDWR)
 
     def _write(self, file: int, buffer: memoryview, offset: int) -> None:
-        try:
-            while buffer.nbytes:
-                count = os.pwrite(file, buffer, offset)
-                buffer, offset = buffer[count:], offset + count
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Qwen3Error(
-                    f"{self.folder}: the disk is full; make room and run the same command again, "
-                    "it goes on where it stopped"
-                ) from exc
-            raise
+        while buffer.nbytes:
+            count = os.pwrite(file, buffer, offset)
+            buffer, offset = buffer[count:], offset + count
 
     def _piece_places(self, matrix: Matrix, piece: int) -> Iterator[Place]:
         for tensor in matrix.tensors():

@@ -118,7 +118,7 @@ def test_the_default_is_4_bits_in_groups_of_64(sources: Folders, tmp_path: Path)
 
 def test_everything_is_carried_over(sources: Folders, tmp_path: Path) -> None:
     source = shutil.copytree(sources("dense"), tmp_path / "source")
-    (source / "LICENSE").write_text("the licence")
+    (source / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004")
     convert(source, tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()

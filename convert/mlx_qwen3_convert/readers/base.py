@@ -79,6 +79,11 @@ class Source(Protocol):
     @property
     def generation_config(self) -> Mapping[str, Any] | None: ...
 
+    @property
+    def licence(self) -> Mapping[str, str]:
+        """license, license_name, license_link as a model card has them; empty when not told."""
+        ...
+
     def rows(self, name: str, start: int, stop: int) -> mx.array:
         """Rows start..stop of a tensor as floats, in its dtype or float32 where it is packed.
 

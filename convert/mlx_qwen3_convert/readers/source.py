@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from mlx_qwen3.errors import ConfigError, OptionError, WeightsError
 from mlx_qwen3_convert.readers.base import AffineRows, SourceTensor
+from mlx_qwen3_convert.readers.licence import folder_licence
 from mlx_qwen3_convert.readers.stored import FLOATS, Files, Stored, stored_tensors
 
 # What is copied from a folder beside its weights.
@@ -165,6 +166,11 @@ class MatrixSource(ABC):
     def generation_config(self) -> Mapping[str, Any] | None:
         """generation_config.json, None where there is none."""
 
+    @property
+    @abstractmethod
+    def licence(self) -> Mapping[str, str]:
+        """As `Source.licence`."""
+
     @abstractmethod
     def write_side_files(self, folder: Path) -> list[str]:
         """As `Source.write_side_files`."""
@@ -220,6 +226,11 @@ class FolderSource(MatrixSource):
     def generation_config(self) -> Mapping[str, Any] | None:
         """generation_config.json. Raises ConfigError when it is there and broken."""
         return read_json(self._folder / "generation_config.json")
+
+    @property
+    def licence(self) -> Mapping[str, str]:
+        """As README.md or a LICENSE file says."""
+        return folder_licence(self._folder)
 
     def write_side_files(self, folder: Path) -> list[str]:
         """Copy tokenizer, chat template and licence files; return their names."""
