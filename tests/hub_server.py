@@ -226,7 +226,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data[:half])
                 self.close_connection = True
                 return
-            if name in hub.stall:
+            if name in hub.stall and "Range" not in self.headers:
                 self.wfile.write(data[:half])
                 self.wfile.flush()
                 hub.stalled.set()
