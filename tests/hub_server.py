@@ -31,6 +31,7 @@ class HubServer:
         self.files = files
         self.repos: dict[str, dict[str, bytes]] = {repo: files}
         self.private: set[str] = set()
+        self.closed_namespaces: set[str] = set()
         self.commits: list[str] = []  # their summaries
         self.objects: dict[str, bytes] = {}  # of LFS, by sha256
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -124,6 +125,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def create(self, asked: dict[str, Any]) -> None:
             repo = f"{asked.get('organization') or 'someone'}/{asked['name']}"
+            if repo.split("/")[0] in hub.closed_namespaces:
+                return self.refuse(403, "")
             if repo in hub.repos:
                 return self.send_object({"url": f"{hub.url}/{repo}"}, 409)
             hub.repos[repo] = {}

@@ -35,7 +35,7 @@ def folder_licence(folder: Path) -> dict[str, str]:
 def gguf_licence(metadata: Mapping[str, Any]) -> dict[str, str]:
     """What the metadata say."""
     found = {word: str(metadata[key]) for word, key in _KEYS.items() if key in metadata}
-    return {word: value for word, value in found.items() if _ENTRY.match(f"{word}: {value}")}
+    return {word: value for word, value in found.items() if _ENTRY.fullmatch(f"{word}: {value}")}
 
 
 def _text(file: Path) -> str:
