@@ -21,7 +21,7 @@ from mlx_qwen3_convert.carry import output_config, output_generation_config
 from mlx_qwen3_convert.formats import SCALED, parse_format
 from mlx_qwen3_convert.mixed import AnyRecipe, Mixed, find_any_recipe
 from mlx_qwen3_convert.origin import Origin, origin_of
-from mlx_qwen3_convert.plan import Action, Matrix, Plan, make_plan, report, require_dtype
+from mlx_qwen3_convert.plan import Action, Matrix, Plan, exact_dtype, make_plan, report, require_dtype
 from mlx_qwen3_convert.quantize import pack_block, read_piece
 from mlx_qwen3_convert.readers import open_source
 from mlx_qwen3_convert.readers.base import FloatType, Source
@@ -211,7 +211,8 @@ def require_free(target: Path, *, overwrite: bool) -> None:
 
 def _plan(source: Source, options: Options, recipe: AnyRecipe | None) -> Plan:
     config = ModelConfig.from_dict(source.config)
-    dtype = require_dtype(options.dtype or config.torch_dtype or "bfloat16")
+    kept = exact_dtype(source) if recipe is None else None
+    dtype = require_dtype(options.dtype or kept or config.torch_dtype or "bfloat16")
     if isinstance(recipe, Mixed):
         recipe = recipe.for_source(source, dtype)
     plan = make_plan(source, recipe=recipe, fallback=find_recipe(DEFAULT), dtype=dtype)
