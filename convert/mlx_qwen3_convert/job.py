@@ -21,7 +21,15 @@ from mlx_qwen3_convert.carry import output_config, output_generation_config
 from mlx_qwen3_convert.formats import SCALED, parse_format
 from mlx_qwen3_convert.mixed import AnyRecipe, Mixed, find_any_recipe
 from mlx_qwen3_convert.origin import Origin, origin_of
-from mlx_qwen3_convert.plan import Action, Matrix, Plan, exact_dtype, make_plan, report, require_dtype
+from mlx_qwen3_convert.plan import (
+    Action,
+    Matrix,
+    Plan,
+    exact_dtype,
+    make_plan,
+    report,
+    require_dtype,
+)
 from mlx_qwen3_convert.quantize import pack_block, read_piece
 from mlx_qwen3_convert.readers import open_source
 from mlx_qwen3_convert.readers.base import FloatType, Source
