@@ -35,7 +35,7 @@ from mlx_qwen3_convert.readers import open_source
 from mlx_qwen3_convert.readers.base import FloatType, Source
 from mlx_qwen3_convert.recipes import DEFAULT, Recipe, Rule, find_recipe, uniform
 from mlx_qwen3_convert.record import Record
-from mlx_qwen3_convert.writer import Layout, PartialOutput, one_line_when_full
+from mlx_qwen3_convert.writer import Layout, PartialOutput, disk_errors, is_taken
 
 # Called with (bytes written, bytes to write).
 Progress = Callable[[int, int], None]
@@ -179,6 +179,7 @@ def convert(
     """
     options = options or Options()
     require_free(Path(out), overwrite=options.overwrite)
+    require_apart(Path(source), Path(out))
     options.chosen()  # contradictions are found before anything is opened
     opened = open_source(source)
     try:
@@ -213,8 +214,15 @@ def run(
 
 def require_free(target: Path, *, overwrite: bool) -> None:
     """Raise OptionError when the output folder exists and may not be replaced."""
-    if target.exists() and not overwrite:
+    if is_taken(target) and not overwrite:
         raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+
+
+def require_apart(source: Path, target: Path) -> None:
+    """Refuse to replace what is read. Raises OptionError."""
+    place = source.resolve()
+    if target.resolve() in (place, *place.parents):
+        raise OptionError(f"{target} is where the source lies; choose another --out")
 
 
 def _plan(source: Source, options: Options, recipe: AnyRecipe | None) -> Plan:
@@ -245,10 +253,9 @@ class _Job:
         self._pieces = [(m, piece) for m in plan.matrices for piece in range(len(m.pieces))]
 
     def run(self, digest: str, options: Options) -> Result:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
         room = self._supply.room(self._pieces)
         partial = PartialOutput(self._target, self._layout, digest, room=room)
-        with one_line_when_full(self._target), partial as output:
+        with disk_errors(self._target), partial as output:
             resumed = self._write_weights(output)
             self._write_side_files(output.folder)
             record = Record.of(self._origin, options.request(), self._facts())

@@ -29,7 +29,7 @@ from mlx_qwen3.model.policy import DTYPES
 from mlx_qwen3_convert.calibration import CALIBRATION, Window, read_text, read_windows
 from mlx_qwen3_convert.card import Making, model_card
 from mlx_qwen3_convert.evaluate import measure_size
-from mlx_qwen3_convert.job import Options, convert
+from mlx_qwen3_convert.job import Options, convert, require_apart, require_free
 from mlx_qwen3_convert.origin import Origin, origin_of
 from mlx_qwen3_convert.plan import require_dtype
 from mlx_qwen3_convert.readers import open_source
@@ -81,8 +81,8 @@ def learned(
     """
     how = how or Learning()
     target = Path(out)
-    if target.exists() and not how.overwrite:
-        raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+    require_free(target, overwrite=how.overwrite)
+    require_apart(Path(source), target)
     if method not in _METHODS:
         raise OptionError(f"learned is {method!r}; expected one of {', '.join(_METHODS)}")
     work = target.with_name(target.name + ".learning")

@@ -100,17 +100,16 @@ def _header(tensors: list[OutputTensor]) -> tuple[bytes, dict[str, int]]:
 
 
 @contextlib.contextmanager
-def one_line_when_full(target: Path) -> Iterator[None]:
-    """Raise Qwen3Error where the disk of this output runs full."""
+def disk_errors(target: Path) -> Iterator[None]:
+    """Raise Qwen3Error for what the disk of an output refuses."""
     try:
         yield
     except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise Qwen3Error(
-            f"{target}: the disk is full; make room and run the same command again, it goes on "
-            "where it stopped"
-        ) from exc
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "the disk is full; make room and run the same command again, it goes on"
+            raise Qwen3Error(f"{target}: {hint} where it stopped") from exc
+        where = exc.filename or target
+        raise Qwen3Error(f"{where}: cannot be used ({exc.strerror}); choose another --out") from exc
 
 
 class PartialOutput:
@@ -172,14 +171,14 @@ class PartialOutput:
             _sync(path)
         _sync(self.folder)
         old = self.target.with_name(self.target.name + ".replaced")
-        if overwrite and self.target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if overwrite and is_taken(self.target):
+            _remove(old)
             self.target.rename(old)
         # Last, and at once: without its journal a partial folder is started afresh.
         (self.folder / _JOURNAL).unlink()
         self.folder.rename(self.target)
         _sync(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
     # --- the journal
 
@@ -215,7 +214,7 @@ class PartialOutput:
         assert self._journal is not None
         for path in self.folder.iterdir():
             if path.name != _JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
         self._done = {}
         self._journal.truncate(0)
         self._require_space()
@@ -288,6 +287,19 @@ def _lines(journal: IO[str]) -> Iterator[dict[str, object]]:
     for line in journal:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something is there, if only a link to nothing."""
+    return path.exists() or path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with all in it, a file or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

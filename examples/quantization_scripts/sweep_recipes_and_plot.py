@@ -28,7 +28,7 @@ RECIPES = (
     "auto-3.5",
     "auto-4.5",
 )
-TOKENS = 4096  # of the bundled text
+TOKENS = 2048  # of the bundled text
 
 
 def main() -> int:
