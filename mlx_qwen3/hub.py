@@ -36,6 +36,7 @@ SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "REA
 # Not *.bin and *.pth (pickles), *.gguf (readable, but another format).
 NEEDED_FILES = ("*.safetensors", *SMALL_FILES)
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+GGUF_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_TYPES = ("qwen3", "qwen3_moe")
 
@@ -160,10 +161,43 @@ def _fetch(
     folder = download_files(repo, NEEDED_FILES, revision=revision, progress=progress)
     missing = missing_weights(folder)
     if missing:
+        others = _gguf_files(repo, revision)
+        hint = f"; it has GGUF files: `mlx-qwen3 convert {repo}/{others[0]}`" if others else ""
         raise ModelNotFoundError(
-            f"{repo} has no {missing[0]}: this needs a repository in safetensors format"
+            f"{repo} has no {missing[0]}: this needs a repository in safetensors format{hint}"
         )
     return folder
+
+
+def _gguf_files(repo: str, revision: str | None) -> list[str]:
+    from huggingface_hub import HfApi
+
+    try:
+        names = sorted(HfApi().list_repo_files(repo, revision=revision))
+    except Exception as error:
+        raise explain(error, repo, revision) from error
+    return [name for name in names if name.endswith(".gguf")]
+
+
+def resolve_gguf(
+    repo: str, name: str, *, revision: str | None = None, progress: Progress | None = None
+) -> Path:
+    """A GGUF file of a repository, with all parts of a split one, downloaded where need be.
+
+    Raises as `resolve`.
+    """
+    every = re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-*\1", name)
+    there = _snapshot(_repo_folder(repo), revision or "main")
+    # A split one is asked for anew: which of its parts are here is not known.
+    if there is not None and every == name and (there / name).is_file():
+        return there / name
+    if offline():
+        raise ModelNotFoundError(f"{repo}/{name} is not downloaded and HF_HUB_OFFLINE is set")
+    found = _gguf_files(repo, revision)
+    if name not in found:
+        names = ", ".join(found) or "none"
+        raise ModelNotFoundError(f"{repo} has no {name}; its GGUF files: {names}")
+    return download_files(repo, [every], revision=revision, progress=progress) / name
 
 
 def refuse_without_space(repo: str, needed: int) -> None:

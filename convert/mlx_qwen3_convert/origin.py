@@ -21,7 +21,9 @@ def name_of(source: str) -> str:
     """The name that `origin_of` will find for what a user wrote, without looking it up."""
     if Path(source).exists():
         return origin_of(source).name
-    known = releases.known(source)
+    known, gguf = releases.known(source), hub.GGUF_FILE.fullmatch(source)
+    if gguf is not None:
+        return gguf[1]
     return known.repo if known else source
 
 

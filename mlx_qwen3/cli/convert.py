@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder, .gguf file, short name or repo id.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Folder, .gguf file, short name, repo id, OWNER/NAME/FILE.gguf."
+        ),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="The folder to make.")],
     recipe: Annotated[

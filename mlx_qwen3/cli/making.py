@@ -90,7 +90,10 @@ def locate(source: str, revision: str | None = None) -> str:
 
     if Path(source).exists():
         return source
+    gguf = hub.GGUF_FILE.fullmatch(source)
     with download_bar(source) as progress:
+        if gguf is not None:
+            return str(hub.resolve_gguf(*gguf.groups(), revision=revision, progress=progress))
         return str(hub.resolve(source, revision=revision, progress=progress))
 
 
