@@ -24,7 +24,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen3.device import Device
-from mlx_qwen3.errors import OptionError
+from mlx_qwen3.errors import OptionError, Qwen3Error
 from mlx_qwen3.model.policy import DTYPES
 from mlx_qwen3_convert.calibration import CALIBRATION, Window, read_text, read_windows
 from mlx_qwen3_convert.card import Making, model_card
@@ -77,7 +77,8 @@ def learned(
     name: what the card calls the source, as in `convert`.
 
     Needs memory for the whole model in floating point, for dwq beside the quantized one.
-    mlx-lm shows its own progress on stderr. Raises OptionError for what a method cannot do.
+    mlx-lm shows its own progress on stderr. Raises OptionError for what a method cannot do,
+    Qwen3Error where mlx-lm fails.
     """
     how = how or Learning()
     target = Path(out)
@@ -110,8 +111,22 @@ def _learn(method: str, source: str | Path, work: Path, how: Learning) -> None:
         raise OptionError(f"the calibration text has fewer than {how.context} tokens; give more")
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mlx-lm's imports; and it prints how far it is
-        model = _METHODS[method](original, windows, how, work)
+        model = _run(method, original, windows, how, work)
     _write(model, original, work / "out", require_dtype(dtype))
+
+
+def _run(method: str, original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
+    """mlx-lm's work. Raises Qwen3Error where it cannot be done, in one line."""
+    try:
+        return _METHODS[method](original, windows, how, work)
+    except Qwen3Error:
+        raise
+    except (ImportError, ValueError, RuntimeError, TypeError, AttributeError) as exc:
+        said = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise Qwen3Error(
+            f"mlx-lm's {method} cannot run on this model ({said}); --recipe mixed-{how.bits + 0.5} "
+            "or --auto need no mlx-lm"
+        ) from exc
 
 
 def _source_dtype(source: str | Path) -> str:

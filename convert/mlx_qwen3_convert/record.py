@@ -41,12 +41,6 @@ def request_digest(source: str, asked: object) -> str:
     return hashlib.sha256(repr((source, asked)).encode()).hexdigest()[:32]
 
 
-def read_request(folder: Path) -> str | None:
-    """The digest in a folder's record; None where there is no record that can be read."""
-    found = read_facts(folder).get("request")
-    return None if found is None else str(found)
-
-
 def read_facts(folder: Path) -> dict[str, Any]:
     """What a folder's record says; empty where there is none that can be read."""
     try:

@@ -90,12 +90,11 @@ def convert(
         made |= _evaluate(task)
     if upload is not None:
         made |= _upload(Path(out), upload, private=private)
-    said = made.pop("said")
+    said = [made.pop("said"), *made.pop("measured", ()), *filter(None, [made.get("uploaded")])]
     if as_json:
         print_json(made)
     else:
-        print(said)
-        print("\n".join(made[key] for key in ("measured", "uploaded") if key in made))
+        print("\n".join(said))
 
 
 def _evaluate(task: Task) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def _evaluate(task: Task) -> dict[str, Any]:
     base = _reference(task)
     row = measure(folder.name, folder, base, job)
     section = tell(folder, row, job, None if base is None else "the source")
-    return {"evaluation": as_json(row), "measured": section}
+    return {"evaluation": as_json(row), "measured": [section]}
 
 
 def _reference(task: Task) -> Path | None:

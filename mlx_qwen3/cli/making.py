@@ -62,9 +62,12 @@ class Task:
     def is_made(self) -> bool:
         """Whether --out is what these options made in an earlier run."""
         from mlx_qwen3_convert.origin import name_of
-        from mlx_qwen3_convert.record import read_request, request_digest
+        from mlx_qwen3_convert.record import read_facts, request_digest
 
-        return read_request(Path(self.out)) == request_digest(name_of(self.source), self._asked())
+        facts = read_facts(Path(self.out))
+        # A branch may have moved since: only a commit is known to be the same.
+        same = self.revision in (None, facts.get("revision"))
+        return same and facts.get("request") == request_digest(name_of(self.source), self._asked())
 
     def _asked(self) -> object:
         if self.learned is not None:
