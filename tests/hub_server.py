@@ -224,12 +224,15 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def send_body(self, name: str, data: bytes) -> None:
             half = len(data) // 2
+            if "Range" in self.headers:
+                self.wfile.write(data)
+                return
             if name in hub.cut:
                 hub.cut.discard(name)
                 self.wfile.write(data[:half])
                 self.close_connection = True
                 return
-            if name in hub.stall and "Range" not in self.headers:
+            if name in hub.stall:
                 self.wfile.write(data[:half])
                 self.wfile.flush()
                 hub.stalled.set()

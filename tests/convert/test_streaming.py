@@ -370,3 +370,73 @@ def test_the_order_holds_the_fewest(found: list[frozenset[str]], most: int) -> N
 def test_what_is_there_is_used_first() -> None:
     first, *_ = schedule(needs("a", "b", "bc", "c"), present=["b"])
     assert (first.fetch, first.items) == ((), (1,))
+
+
+# --- bad lines ---------------------------------------------------------------------------------
+
+
+def test_a_broken_connection_is_taken_up(sharded: Sharded, hub: Hub, tmp_path: Path) -> None:
+    server = hub(sharded("bfloat16", "dense"))
+    name = shards(server)[1]
+    server.cut.add(name)
+    done = stream(server, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert server.downloads(name) == 2
+    assert contents(tmp_path / "out") == whole(server, tmp_path)
+
+
+def test_a_shard_that_is_refused_ends_it_in_one_line(
+    sharded: Sharded, hub: Hub, tmp_path: Path
+) -> None:
+    server = hub(sharded("bfloat16", "dense"))
+    name = shards(server)[-1]
+    first = shards(server)[0]
+    server.on_get = lambda _: server.broken.update({name} if server.downloads(first) else ())
+    done = stream(server, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    server.on_get = lambda file: None
+    server.broken.clear()
+    assert stream(server, tmp_path).returncode == 0
+    assert [server.downloads(file) for file in shards(server)] == [1, 1, 1, 1, 2]
+
+
+def test_an_interrupt_ends_a_download_that_stalls(
+    sharded: Sharded, hub: Hub, tmp_path: Path
+) -> None:
+    server = hub(sharded("bfloat16", "dense"))
+    server.stall.add(shards(server)[1])
+    process = subprocess.Popen(
+        command("--stream-from-hub", out=tmp_path / "out"),
+        cwd=ROOT,
+        env=environment(server, tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stalled.wait(60)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_too_small_for_output_and_shards_is_told_first(
+    sharded: Sharded, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run in this process, where the free space can be told."""
+    server = hub(sharded("bfloat16", "dense"))
+    for key, value in environment(server, tmp_path).items():
+        monkeypatch.setenv(key, value)
+    largest = max(len(server.files[file]) for file in shards(server))
+    script = f"""
+import shutil
+usage = shutil.disk_usage(".")
+shutil.disk_usage = lambda _: usage._replace(free={largest + 1000})
+from mlx_qwen3.cli import run
+raise SystemExit(run(["convert", "{REPO}", "--out", "{tmp_path}/out", "--stream-from-hub"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "GB needed" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [server.downloads(file) for file in shards(server)] == [0] * SHARDS
