@@ -23,6 +23,7 @@ CONFIG = TINY_MODELS["dense"].config | {
     "hidden_size": 128,
     "intermediate_size": 192,
     "head_dim": 32,
+    "num_hidden_layers": 1,
     "torch_dtype": "bfloat16",
 }
 
