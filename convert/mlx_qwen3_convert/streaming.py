@@ -23,6 +23,7 @@ from mlx_qwen3_convert.readers import Files, Source, open_source
 from mlx_qwen3_convert.readers.stored import Stored
 from mlx_qwen3_convert.repository import Repository, find_repository, read_remote_header
 from mlx_qwen3_convert.schedule import Need, most_held, schedule
+from mlx_qwen3_convert.writer import PartialOutput, disk_errors
 
 _COMMIT = "commit.json"
 _CHUNK = 4 << 20  # bytes hashed at a time
@@ -48,20 +49,35 @@ def convert_from_hub(
     options.chosen()  # contradictions are found before anything is fetched
     repository = find_repository(name, revision)
     folder = target.with_name(target.name + ".source")
-    _prepare(folder, repository)
+    with disk_errors(target):
+        _prepare(folder, repository)
     files = StreamedFiles(repository, folder)
-    source = open_source(folder, files)
     try:
-        return run(
-            source,
-            target,
-            options,
-            origin=Origin(repository.repo, repository.commit, is_repo=True),
-            identity=[repository.repo, repository.commit],
-            supply=ShardByShard(files, source, progress),
-        )
+        return _run(files, repository, target, options, progress)
+    except Qwen3Error:
+        if not files.present() and not PartialOutput.folder_of(target).exists():
+            files.remove_folder()  # nothing is begun that a later run could go on with
+        raise
     finally:
-        source.close()
+        files.close()
+
+
+def _run(
+    files: StreamedFiles,
+    repository: Repository,
+    target: Path,
+    options: Options,
+    progress: Progress | None,
+) -> Result:
+    source = open_source(files.folder, files)
+    return run(
+        source,
+        target,
+        options,
+        origin=Origin(repository.repo, repository.commit, is_repo=True),
+        identity=[repository.repo, repository.commit],
+        supply=ShardByShard(files, source, progress),
+    )
 
 
 def _prepare(folder: Path, repository: Repository) -> None:
@@ -75,8 +91,6 @@ def _prepare(folder: Path, repository: Repository) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _COMMIT).write_text(json.dumps(mark), encoding="utf-8")
-    for unfinished in folder.glob(".cache/huggingface/download/**/*.incomplete"):
-        unfinished.unlink()  # a killed download leaves it, and nothing takes it up again
     repo, commit = repository.repo, repository.commit
     hub.download_files(repo, hub.SMALL_FILES, revision=commit, folder=folder)
     if not (folder / "config.json").is_file():
@@ -88,7 +102,7 @@ class StreamedFiles(Files):
 
     def __init__(self, repository: Repository, folder: Path) -> None:
         super().__init__()
-        self._repository, self._folder = repository, folder
+        self._repository, self.folder = repository, folder
         self._headers: dict[str, dict[str, TensorInfo]] = {}
         self._taken_for_zero: list[Stored] = []
 
@@ -119,20 +133,20 @@ class StreamedFiles(Files):
 
     def present(self) -> list[str]:
         """The weight files that are here."""
-        return [name for name in self._headers if (self._folder / name).is_file()]
+        return [name for name in self._headers if (self.folder / name).is_file()]
 
     def fetch(self, name: str, progress: Progress | None = None) -> None:
         """Download a file, unless it is here, and check it.
 
         Raises WeightsError when it is not what the hub announced, Qwen3Error when the disk is full.
         """
-        file, remote = self._folder / name, self._repository.files[name]
+        file, remote = self.folder / name, self._repository.files[name]
         if not file.is_file():
             self._require_space(name)
             repo, commit = self._repository.repo, self._repository.commit
             pattern = [_literally(name)]
             hub.download_files(
-                repo, pattern, revision=commit, folder=self._folder, progress=progress
+                repo, pattern, revision=commit, folder=self.folder, progress=progress
             )
         if not file.is_file() or (remote.sha256 and _sha256(file) != remote.sha256):
             file.unlink(missing_ok=True)
@@ -144,12 +158,17 @@ class StreamedFiles(Files):
     def drop(self, name: str) -> None:
         """Delete a file."""
         self.close()  # an open file keeps its place on the disk
-        (self._folder / name).unlink(missing_ok=True)
+        (self.folder / name).unlink(missing_ok=True)
+
+    def drop_unfinished(self) -> None:
+        """Delete what killed downloads left: huggingface_hub does not take it up again."""
+        for unfinished in self.folder.glob(".cache/huggingface/download/**/*.incomplete"):
+            unfinished.unlink(missing_ok=True)
 
     def remove_folder(self) -> None:
         """Delete all there is."""
         self.close()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     def _check_zeros(self, file: Path) -> None:
         for stored in self._taken_for_zero:
@@ -160,10 +179,10 @@ class StreamedFiles(Files):
                 )
 
     def _require_space(self, name: str) -> None:
-        needed, free = self.sizes[name], shutil.disk_usage(self._folder).free
+        needed, free = self.sizes[name], shutil.disk_usage(self.folder).free
         if needed > free:
             raise Qwen3Error(
-                f"{self._folder}: {name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free "
+                f"{self.folder}: {name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free "
                 "on this disk; make room and run the same command again"
             )
 
@@ -204,6 +223,7 @@ class ShardByShard:
 
     def _keep(self, wanted: Collection[str]) -> None:
         """Of what an earlier run left: check what is wanted, drop the rest."""
+        self._files.drop_unfinished()
         for name in self._files.present():
             if name in wanted:
                 self._files.fetch(name)

@@ -122,13 +122,18 @@ class PartialOutput:
 
     def __init__(self, target: Path, layout: Layout, digest: str, *, room: int = 0) -> None:
         self.target = target
-        self.folder = target.with_name(target.name + ".partial")
+        self.folder = self.folder_of(target)
         self._layout = layout
         self._digest = digest
         self._room = room
         self._files: dict[str, int] = {}
         self._journal: IO[str] | None = None
         self._done: dict[str, int] = {}
+
+    @staticmethod
+    def folder_of(target: Path) -> Path:
+        """Where the output of this name is built."""
+        return target.with_name(target.name + ".partial")
 
     def __enter__(self) -> PartialOutput:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from mlx_qwen3 import Qwen3Error, load
-from mlx_qwen3_convert import Options, convert
-from mlx_qwen3_convert.publish import require_upload, upload
+from mlx_qwen3_convert import Options, convert, upload
+from mlx_qwen3_convert.publish import require_upload
 
 
 def main() -> int:

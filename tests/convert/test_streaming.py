@@ -183,6 +183,7 @@ def test_headers_come_before_any_shard(sharded: Sharded, hub: Hub, tmp_path: Pat
     done = stream(server, tmp_path, "--set", "*.nope=4")
     assert done.returncode == 1
     assert "*.nope" in done.stderr
+    assert not list(tmp_path.glob("out*"))
     assert done.stderr.count("\n") == 1
     assert [server.downloads(file) for file in shards(server)] == [0] * SHARDS
     assert all(len(server.fetched(file)) == 1 for file in shards(server))
