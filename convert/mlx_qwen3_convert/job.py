@@ -214,6 +214,8 @@ def run(
 
 def require_free(target: Path, *, overwrite: bool) -> None:
     """Raise OptionError when the output folder exists and may not be replaced."""
+    if target.name in ("", ".."):
+        raise OptionError(f"--out {target}: expected the name of a folder to make")
     if is_taken(target) and not overwrite:
         raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
 

@@ -45,7 +45,8 @@ _OWN_FILES = ("config.json", "model.safetensors.index.json")
 class Learning:
     """How to learn. bits, group_size: of gptq and awq; recipe: what dwq starts from.
 
-    context: tokens of a window. epochs, learning_rate, batch_size: of dwq, passes over the text.
+    context: tokens of a window. epochs, learning_rate, batch_size: of dwq, passes over the text;
+    learning_rate None: the parameters may go as far as with mlx-lm's defaults.
     """
 
     bits: int = 4
@@ -54,7 +55,7 @@ class Learning:
     calibration: str | Path | None = None
     context: int = 512
     epochs: int = 4
-    learning_rate: float = 1e-5
+    learning_rate: float | None = None
     batch_size: int = 4
     dtype: str | None = None
     overwrite: bool = False
@@ -183,7 +184,7 @@ def _dwq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -
     dwq_quantize(
         student,
         lambda batch, index, split: teacher(batch),
-        optimizers.Adam(learning_rate=how.learning_rate, bias_correction=True),
+        optimizers.Adam(learning_rate=_learning_rate(how, len(windows)), bias_correction=True),
         examples * how.epochs,
         examples[: 4 * how.batch_size],
         batch_size=how.batch_size,
@@ -192,6 +193,15 @@ def _dwq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -
         dtype=DTYPES[Device.current().default_dtype()],
     )
     return student
+
+
+def _learning_rate(how: Learning, windows: int) -> float:
+    """mlx-lm takes 512 steps of 1e-6, ours are few: the text is short.
+
+    A step of Adam is about as long as its rate, so that the way is steps times rate.
+    """
+    steps = max(windows * how.epochs // how.batch_size, 1)
+    return how.learning_rate or 512e-6 / steps
 
 
 def _student_options(how: Learning) -> Options:
