@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,12 @@ from mlx_qwen3.errors import ModelNotFoundError, Qwen3Error
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while a download runs, from several threads."""
 
-# What a checkpoint needs. Not *.bin and *.pth (pickles), *.gguf (readable, but another format).
-NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+# What a checkpoint has beside its weights: what it needs, and under which licence it may be used.
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
+# Not *.bin and *.pth (pickles), *.gguf (readable, but another format).
+NEEDED_FILES = ("*.safetensors", *SMALL_FILES)
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+GGUF_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_TYPES = ("qwen3", "qwen3_moe")
 
@@ -155,13 +158,46 @@ def _fetch(
         )
     if source:
         refuse_without_space(repo, source.size)
-    folder = _download(repo, revision, progress)
+    folder = download_files(repo, NEEDED_FILES, revision=revision, progress=progress)
     missing = missing_weights(folder)
     if missing:
+        others = _gguf_files(repo, revision)
+        hint = f"; it has GGUF files: `mlx-qwen3 convert {repo}/{others[0]}`" if others else ""
         raise ModelNotFoundError(
-            f"{repo} has no {missing[0]}: this needs a repository in safetensors format"
+            f"{repo} has no {missing[0]}: this needs a repository in safetensors format{hint}"
         )
     return folder
+
+
+def _gguf_files(repo: str, revision: str | None) -> list[str]:
+    from huggingface_hub import HfApi
+
+    try:
+        names = sorted(HfApi().list_repo_files(repo, revision=revision))
+    except Exception as error:
+        raise explain(error, repo, revision) from error
+    return [name for name in names if name.endswith(".gguf")]
+
+
+def resolve_gguf(
+    repo: str, name: str, *, revision: str | None = None, progress: Progress | None = None
+) -> Path:
+    """A GGUF file of a repository, with all parts of a split one, downloaded where need be.
+
+    Raises as `resolve`.
+    """
+    every = re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-*\1", name)
+    there = _snapshot(_repo_folder(repo), revision or "main")
+    # A split one is asked for anew: which of its parts are here is not known.
+    if there is not None and every == name and (there / name).is_file():
+        return there / name
+    if offline():
+        raise ModelNotFoundError(f"{repo}/{name} is not downloaded and HF_HUB_OFFLINE is set")
+    found = _gguf_files(repo, revision)
+    if name not in found:
+        names = ", ".join(found) or "none"
+        raise ModelNotFoundError(f"{repo} has no {name}; its GGUF files: {names}")
+    return download_files(repo, [every], revision=revision, progress=progress) / name
 
 
 def refuse_without_space(repo: str, needed: int) -> None:
@@ -176,11 +212,23 @@ def refuse_without_space(repo: str, needed: int) -> None:
         )
 
 
-def _download(repo: str, revision: str | None, progress: Progress | None) -> Path:
-    """Run snapshot_download in a thread, so that Ctrl-C is felt at once and not after the file."""
+def download_files(
+    repo: str,
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Download the files whose names match, and return the folder they are in.
+
+    folder: one of the caller's own; None is the cache. Raises ModelNotFoundError, Qwen3Error.
+    """
+    # In a thread, so that Ctrl-C is felt at once and not after the file.
     stop = threading.Event()
     pool = ThreadPoolExecutor(1, thread_name_prefix="mlx-qwen3-download")
-    job = pool.submit(_snapshot_download, repo, revision, _bar_class(progress, stop))
+    what: dict[str, Any] = {"allow_patterns": list(patterns), "local_dir": folder}
+    job = pool.submit(_snapshot_download, repo, revision, _bar_class(progress, stop), what)
     try:
         return job.result()
     except BaseException:
@@ -190,17 +238,13 @@ def _download(repo: str, revision: str | None, progress: Progress | None) -> Pat
         pool.shutdown(wait=False)
 
 
-def _snapshot_download(repo: str, revision: str | None, bar: Any) -> Path:
+def _snapshot_download(repo: str, revision: str | None, bar: Any, what: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=list(NEEDED_FILES), tqdm_class=bar
-            )
-        )
+        return Path(snapshot_download(repo, revision=revision, tqdm_class=bar, **what))
     except Exception as error:
-        raise _explain(error, repo, revision) from error
+        raise explain(error, repo, revision) from error
 
 
 class _StoppedError(Exception):
@@ -232,7 +276,7 @@ def _bar_class(progress: Progress | None, stop: threading.Event) -> type[Any]:
     return Bar
 
 
-def _explain(error: Exception, repo: str, revision: str | None) -> Qwen3Error:
+def explain(error: Exception, repo: str, revision: str | None = None) -> Qwen3Error:
     """Turn what huggingface_hub raises into one line that says what to do."""
     from huggingface_hub import errors
 

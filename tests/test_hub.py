@@ -33,7 +33,7 @@ FILES = {
     "model.gguf": b"GGUF",
     "README.md": b"# tiny",
 }
-WANTED = set(FILES) - {"pytorch_model.bin", "model.gguf", "README.md"}
+WANTED = set(FILES) - {"pytorch_model.bin", "model.gguf"}
 
 RESOLVE = """
 import sys

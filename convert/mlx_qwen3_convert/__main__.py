@@ -2,7 +2,7 @@
 
 import sys
 
-from mlx_qwen3.cli import run
+from mlx_qwen3.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run(["convert", *sys.argv[1:]]))
+    main(["convert", *sys.argv[1:]])

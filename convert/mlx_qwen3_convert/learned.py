@@ -24,13 +24,18 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen3.device import Device
-from mlx_qwen3.errors import OptionError
+from mlx_qwen3.errors import OptionError, Qwen3Error
 from mlx_qwen3.model.policy import DTYPES
 from mlx_qwen3_convert.calibration import CALIBRATION, Window, read_text, read_windows
-from mlx_qwen3_convert.job import Options, convert
+from mlx_qwen3_convert.card import Making, model_card
+from mlx_qwen3_convert.evaluate import measure_size
+from mlx_qwen3_convert.job import Options, convert, require_apart, require_free
+from mlx_qwen3_convert.origin import Origin, origin_of
 from mlx_qwen3_convert.plan import require_dtype
 from mlx_qwen3_convert.readers import open_source
 from mlx_qwen3_convert.readers.base import FloatType
+from mlx_qwen3_convert.readers.licence import folder_licence
+from mlx_qwen3_convert.record import Record, read_facts
 
 # Written anew; the other files are copied from the conversion that a method starts from.
 _OWN_FILES = ("config.json", "model.safetensors.index.json")
@@ -40,7 +45,8 @@ _OWN_FILES = ("config.json", "model.safetensors.index.json")
 class Learning:
     """How to learn. bits, group_size: of gptq and awq; recipe: what dwq starts from.
 
-    context: tokens of a window. epochs, learning_rate, batch_size: of dwq, passes over the text.
+    context: tokens of a window. epochs, learning_rate, batch_size: of dwq, passes over the text;
+    learning_rate None: the parameters may go as far as with mlx-lm's defaults.
     """
 
     bits: int = 4
@@ -49,28 +55,43 @@ class Learning:
     calibration: str | Path | None = None
     context: int = 512
     epochs: int = 4
-    learning_rate: float = 1e-5
+    learning_rate: float | None = None
     batch_size: int = 4
     dtype: str | None = None
     overwrite: bool = False
 
+    def request(self, method: str) -> object:
+        """All that decides the outcome, beside the source."""
+        return method, replace(self, overwrite=False)
 
-def learned(method: str, source: str | Path, out: str | Path, how: Learning | None = None) -> Path:
+
+def learned(
+    method: str,
+    source: str | Path,
+    out: str | Path,
+    how: Learning | None = None,
+    *,
+    name: str | None = None,
+) -> Path:
     """Quantize the checkpoint `source` into the folder `out` by "gptq", "awq" or "dwq".
 
+    name: what the card calls the source, as in `convert`.
+
     Needs memory for the whole model in floating point, for dwq beside the quantized one.
-    mlx-lm shows its own progress on stderr. Raises OptionError for what a method cannot do.
+    mlx-lm shows its own progress on stderr. Raises OptionError for what a method cannot do,
+    Qwen3Error where mlx-lm fails.
     """
     how = how or Learning()
     target = Path(out)
-    if target.exists() and not how.overwrite:
-        raise OptionError(f"{target} exists; choose another --out, or replace it with --overwrite")
+    require_free(target, overwrite=how.overwrite)
+    require_apart(Path(source), target)
     if method not in _METHODS:
         raise OptionError(f"learned is {method!r}; expected one of {', '.join(_METHODS)}")
     work = target.with_name(target.name + ".learning")
     shutil.rmtree(work, ignore_errors=True)
     try:
         _learn(method, source, work, how)
+        _tell(method, origin_of(source, name), work, how)
         if target.exists():
             shutil.rmtree(target)
         (work / "out").rename(target)
@@ -91,8 +112,22 @@ def _learn(method: str, source: str | Path, work: Path, how: Learning) -> None:
         raise OptionError(f"the calibration text has fewer than {how.context} tokens; give more")
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mlx-lm's imports; and it prints how far it is
-        model = _METHODS[method](original, windows, how, work)
-    _write(model, original, work / "out", require_dtype(dtype), method)
+        model = _run(method, original, windows, how, work)
+    _write(model, original, work / "out", require_dtype(dtype))
+
+
+def _run(method: str, original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
+    """mlx-lm's work. Raises Qwen3Error where it cannot be done, in one line."""
+    try:
+        return _METHODS[method](original, windows, how, work)
+    except Qwen3Error:
+        raise
+    except (ImportError, ValueError, RuntimeError, TypeError, AttributeError) as exc:
+        said = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise Qwen3Error(
+            f"mlx-lm's {method} cannot run on this model ({said}); --recipe mixed-{how.bits + 0.5} "
+            "or --auto need no mlx-lm"
+        ) from exc
 
 
 def _source_dtype(source: str | Path) -> str:
@@ -120,7 +155,7 @@ def _gptq(original: Path, windows: Sequence[Window], how: Learning, work: Path) 
 def _awq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -> Any:
     from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize
 
-    model_type = json.loads((original / "config.json").read_text())["model_type"]
+    model_type = _read(original / "config.json")["model_type"]
     if model_type not in AWQ_MODEL_CONFIGS:
         raise OptionError("mlx-lm's awq knows dense Qwen3 models only; use gptq or dwq")
     model = _load(original)
@@ -149,7 +184,7 @@ def _dwq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -
     dwq_quantize(
         student,
         lambda batch, index, split: teacher(batch),
-        optimizers.Adam(learning_rate=how.learning_rate, bias_correction=True),
+        optimizers.Adam(learning_rate=_learning_rate(how, len(windows)), bias_correction=True),
         examples * how.epochs,
         examples[: 4 * how.batch_size],
         batch_size=how.batch_size,
@@ -158,6 +193,15 @@ def _dwq(original: Path, windows: Sequence[Window], how: Learning, work: Path) -
         dtype=DTYPES[Device.current().default_dtype()],
     )
     return student
+
+
+def _learning_rate(how: Learning, windows: int) -> float:
+    """mlx-lm takes 512 steps of 1e-6, ours are few: the text is short.
+
+    A step of Adam is about as long as its rate, so that the way is steps times rate.
+    """
+    steps = max(windows * how.epochs // how.batch_size, 1)
+    return how.learning_rate or 512e-6 / steps
 
 
 def _student_options(how: Learning) -> Options:
@@ -188,7 +232,7 @@ def _quantize_routers(model: Any) -> None:
             layer.mlp.gate = router.to_quantized(group_size=64, bits=8)
 
 
-def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: str) -> None:
+def _write(model: Any, original: Path, folder: Path, dtype: FloatType) -> None:
     """The folder of an mlx-lm model, in the layout of a conversion."""
     from mlx.utils import tree_map
     from mlx_lm.utils import save_model
@@ -196,7 +240,7 @@ def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: s
     model.update(tree_map(lambda value: _cast(value, DTYPES[dtype]), model.parameters()))
     save_model(folder, model)
     quantization = _quantization(model)
-    config = json.loads((original / "config.json").read_text(encoding="utf-8")) | {
+    config = _read(original / "config.json") | {
         "quantization": quantization,
         "quantization_config": quantization,
         "torch_dtype": dtype,
@@ -206,9 +250,28 @@ def _write(model: Any, original: Path, folder: Path, dtype: FloatType, method: s
     for file in original.iterdir():
         if file.suffix != ".safetensors" and file.name not in _OWN_FILES and file.is_file():
             shutil.copy(file, folder / file.name)
-    card = folder / "README.md"
-    words = card.read_text(encoding="utf-8").partition("converted by mlx-qwen3")
-    card.write_text(f"{words[0]}quantized by mlx-qwen3 with mlx-lm's {method}.\n", encoding="utf-8")
+
+
+def _tell(method: str, origin: Origin, work: Path, how: Learning) -> None:
+    """The card and the record of what was learned."""
+    folder = work / "out"
+    dtype = str(_read(folder / "config.json")["torch_dtype"])
+    made = read_facts(work / "original")
+    bits = measure_size(folder).bits_per_weight
+    making = Making(f"quantized with mlx-lm's {method}", bits, dtype)
+    card = model_card(origin, made["source_format"], making, folder_licence(work / "original"))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    facts = {
+        "source_format": made["source_format"],
+        "recipe": method,
+        "dtype": dtype,
+        "bits_per_weight": round(bits, 4),
+    }
+    Record.of(origin, how.request(method), facts).write(folder)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _cast(value: mx.array, dtype: mx.Dtype) -> mx.array:

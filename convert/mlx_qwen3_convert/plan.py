@@ -154,6 +154,18 @@ def make_plan(source: Source, *, recipe: Recipe | None, fallback: Recipe, dtype:
     )
 
 
+def exact_dtype(source: Source) -> FloatType | None:
+    """The type that most of an exact import's scales are stored in; None where nothing is exact.
+
+    config.json may name another, and another rounds them: bfloat16 has 8 of float16's 11 bits.
+    """
+    sizes: dict[FloatType, int] = {}
+    for tensor in source.tensors.values():
+        if tensor.affine is not None:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
+
+
 def _groups(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, list[str]]]:
     """(recipe path, source names) of every output module, in the model's order."""
     stacks: dict[str, list[str]] = {}

@@ -99,21 +99,41 @@ def _header(tensors: list[OutputTensor]) -> tuple[bytes, dict[str, int]]:
     return struct.pack("<Q", len(text)) + text, offsets
 
 
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Raise Qwen3Error for what the disk of an output refuses."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "the disk is full; make room and run the same command again, it goes on"
+            raise Qwen3Error(f"{target}: {hint} where it stopped") from exc
+        where = exc.filename or target
+        raise Qwen3Error(f"{where}: cannot be used ({exc.strerror}); choose another --out") from exc
+
+
 class PartialOutput:
     """The folder a conversion works in. One process at a time; use as a context manager.
 
     digest: identifies source and plan; a partial folder of another digest is started afresh.
+    room: bytes that others will take on this disk meanwhile.
     Raises Qwen3Error when the disk is too small or another process works here.
     """
 
-    def __init__(self, target: Path, layout: Layout, digest: str) -> None:
+    def __init__(self, target: Path, layout: Layout, digest: str, *, room: int = 0) -> None:
         self.target = target
-        self.folder = target.with_name(target.name + ".partial")
+        self.folder = self.folder_of(target)
         self._layout = layout
         self._digest = digest
+        self._room = room
         self._files: dict[str, int] = {}
         self._journal: IO[str] | None = None
         self._done: dict[str, int] = {}
+
+    @staticmethod
+    def folder_of(target: Path) -> Path:
+        """Where the output of this name is built."""
+        return target.with_name(target.name + ".partial")
 
     def __enter__(self) -> PartialOutput:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -151,20 +171,19 @@ class PartialOutput:
 
     def finish(self, *, overwrite: bool) -> None:
         """Everything is written: put it on the disk and rename the folder to its target."""
-        for file in self._files.values():
-            os.fsync(file)
         self._close()
-        (self.folder / _JOURNAL).unlink()
-        for path in self.folder.iterdir():
+        for path in self.folder.rglob("*"):
             _sync(path)
         _sync(self.folder)
         old = self.target.with_name(self.target.name + ".replaced")
-        if overwrite and self.target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if overwrite and is_taken(self.target):
+            _remove(old)
             self.target.rename(old)
+        # Last, and at once: without its journal a partial folder is started afresh.
+        (self.folder / _JOURNAL).unlink()
         self.folder.rename(self.target)
         _sync(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
     # --- the journal
 
@@ -200,7 +219,7 @@ class PartialOutput:
         assert self._journal is not None
         for path in self.folder.iterdir():
             if path.name != _JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
         self._done = {}
         self._journal.truncate(0)
         self._require_space()
@@ -211,7 +230,7 @@ class PartialOutput:
         self._note({"digest": self._digest})
 
     def _require_space(self) -> None:
-        needed = sum(self._layout.sizes.values())
+        needed = sum(self._layout.sizes.values()) + self._room
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise Qwen3Error(
@@ -231,17 +250,9 @@ class PartialOutput:
             self._files[file] = os.open(self.folder / file, os.O_RDWR)
 
     def _write(self, file: int, buffer: memoryview, offset: int) -> None:
-        try:
-            while buffer.nbytes:
-                count = os.pwrite(file, buffer, offset)
-                buffer, offset = buffer[count:], offset + count
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Qwen3Error(
-                    f"{self.folder}: the disk is full; make room and run the same command again, "
-                    "it goes on where it stopped"
-                ) from exc
-            raise
+        while buffer.nbytes:
+            count = os.pwrite(file, buffer, offset)
+            buffer, offset = buffer[count:], offset + count
 
     def _piece_places(self, matrix: Matrix, piece: int) -> Iterator[Place]:
         for tensor in matrix.tensors():
@@ -281,6 +292,19 @@ def _lines(journal: IO[str]) -> Iterator[dict[str, object]]:
     for line in journal:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something is there, if only a link to nothing."""
+    return path.exists() or path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with all in it, a file or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

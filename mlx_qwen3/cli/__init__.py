@@ -24,12 +24,12 @@ INTERRUPTED = 130
 GRACE = 2.0  # seconds that threads get to clean up after Ctrl-C
 
 
-def main() -> None:
-    """The console script."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script. argv: None is what the process was started with."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a model's emoji must not end an ASCII stream
             stream.reconfigure(errors="replace")
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:] if argv is None else argv)
     if code == INTERRUPTED:
         _leave()
     gc.freeze()  # what is left goes with the process; looking for cycles in it takes longer

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mlx_qwen3_convert.auto import Choice, Measured
-    from mlx_qwen3_convert.job import Options, Result
+    from mlx_qwen3.cli.making import Task
 
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder, .gguf file, short name or repo id.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Folder, .gguf file, short name, repo id, OWNER/NAME/FILE.gguf."
+        ),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="The folder to make.")],
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="mixed-4.5 (any bits), 4bit, 8bit, mxfp4, nvfp4, mxfp8, bf16, or a file."
+            help="mixed-4.5 (any bits), 3bit to 8bit, mxfp4, nvfp4, mxfp8, bf16, or a file."
         ),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Bits per weight, every matrix alike.")] = None,
@@ -41,111 +44,90 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32, of scales and norms.")
     ] = None,
+    stream_from_hub: Annotated[
+        bool,
+        typer.Option(
+            "--stream-from-hub", help="Download, convert and delete shard by shard; SRC is a repo."
+        ),
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a repository.")
+    ] = None,
+    eval_: Annotated[
+        bool, typer.Option("--eval", help="Measure the result; the model card tells.")
+    ] = False,
+    upload: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Publish the result as OWNER/NAME.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Let only you see what --upload creates.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Quantize a checkpoint, or import a quantized one exactly, in bounded memory.
 
     Without --recipe, --bits or --mode: what is quantized is imported as it is, everything else
-    becomes 4-bit affine with groups of 64. An interrupted conversion goes on where it stopped.
+    becomes 4-bit affine with groups of 64. An interrupted conversion goes on where it stopped;
+    with --upload, a finished one is only uploaded.
     """
-    from dataclasses import replace
-
-    from mlx_qwen3.cli.display import download_bar, print_json
+    from mlx_qwen3.cli.display import print_json
+    from mlx_qwen3.cli.making import Task, make
+    from mlx_qwen3.errors import OptionError
     from mlx_qwen3_convert.job import Options
-    from mlx_qwen3_convert.job import convert as run
-    from mlx_qwen3_convert.plots import write_reasons
+    from mlx_qwen3_convert.publish import require_upload
 
-    _refuse_contradictions(auto, learned, calibration)
     options = Options(recipe, bits, group_size, mode, dtype, _rules(set_ or []), overwrite)
-    folder = _locate(source)
-    if learned is not None:
-        made = _learn(learned, folder, out, options, calibration)
-        if as_json:
-            print_json({"folder": made, "learned": learned})
-        else:
-            print(made)
-        return
-    reasons = None if auto is None else _measure(folder, auto, out, options, calibration)
-    if reasons is not None:
-        options = replace(options, recipe=reasons[0].recipe)
-    with download_bar("converting") as progress:
-        result = run(folder, out, options, name=source, progress=progress)
-    if reasons is not None:
-        write_reasons(*reasons, result.folder)
+    task = Task(source, out, options, auto, learned, calibration, stream_from_hub, revision)
+    task.check()
+    if upload is not None:
+        require_upload(upload, private=private)
+    elif private:
+        raise OptionError("--private is of --upload; give a repository there")
+    finished = upload is not None and not overwrite and task.is_made()
+    made = {"folder": out, "said": f"{out} is made already"} if finished else make(task)
+    if eval_:
+        made |= _evaluate(task)
+    if upload is not None:
+        made |= _upload(Path(out), upload, private=private)
+    said = [made.pop("said"), *made.pop("measured", ()), *filter(None, [made.get("uploaded")])]
     if as_json:
-        print_json(_as_json(result))
+        print_json(made)
     else:
-        print("\n".join(_describe(result)))
+        print("\n".join(said))
 
 
-def _refuse_contradictions(
-    auto: float | None, learned: str | None, calibration: str | None
-) -> None:
-    from mlx_qwen3.errors import OptionError
+def _evaluate(task: Task) -> dict[str, Any]:
+    """Measure what was made, unless its card tells already."""
+    from mlx_qwen3.cli.eval import TOKENS, Job, as_json, measure, tell
+    from mlx_qwen3_convert.calibration import EVALUATION, read_text
+    from mlx_qwen3_convert.card import has_evaluation
 
-    if auto is not None and learned is not None:
-        raise OptionError("--auto and --learned exclude each other; give one")
-    if calibration is not None and auto is None and learned is None:
-        raise OptionError("--calibration is read by --auto and --learned; give one of them")
-
-
-def _measure(
-    folder: str, bits_per_weight: float, out: str, options: Options, calibration: str | None
-) -> tuple[Choice, Measured]:
-    """What --auto decides, and why."""
-    from pathlib import Path
-
-    from mlx_qwen3.cli.progress import work_bar
-    from mlx_qwen3.errors import OptionError
-    from mlx_qwen3_convert.auto import auto_recipe
-    from mlx_qwen3_convert.job import require_free
-
-    if options.recipe or options.bits or options.group_size or options.mode:
-        raise OptionError("--auto chooses every format; leave recipe, bits, group size, mode out")
-    require_free(Path(out), overwrite=options.overwrite)  # before minutes of measuring
-    if Path(folder).is_file():
-        raise OptionError(f"--auto {folder}: measuring needs a folder; convert to bf16 first")
-    with work_bar("measuring") as progress:
-        return auto_recipe(
-            folder,
-            bits_per_weight,
-            calibration=calibration,
-            dtype=options.dtype,
-            progress=progress,
-        )
+    folder = Path(task.out)
+    if has_evaluation((folder / "README.md").read_text(encoding="utf-8")):
+        return {}
+    job = Job(read_text(None, EVALUATION), TOKENS, 512, None, False, None)
+    base = _reference(task)
+    row = measure(folder.name, folder, base, job)
+    section = tell(folder, row, job, None if base is None else "the source")
+    return {"evaluation": as_json(row), "measured": [section]}
 
 
-def _learn(method: str, folder: str, out: str, options: Options, calibration: str | None) -> str:
-    """What --learned writes, and where."""
-    from mlx_qwen3.errors import OptionError
-    from mlx_qwen3_convert.learned import Learning
-    from mlx_qwen3_convert.learned import learned as run
+def _reference(task: Task) -> Path | None:
+    """The source, where it is here and can be run as it is."""
+    from mlx_qwen3.cli.making import locate
+    from mlx_qwen3_convert.record import read_facts
 
-    if options.rules or options.mode or (options.recipe and method != "dwq"):
-        raise OptionError(f"--learned {method} makes affine formats of --bits and --group-size")
-    how = Learning(
-        bits=options.bits or 4,
-        group_size=options.group_size or 64,
-        recipe=options.recipe if isinstance(options.recipe, str) else None,
-        calibration=calibration,
-        dtype=options.dtype,
-        overwrite=options.overwrite,
-    )
-    return str(run(method, folder, out, how))
+    origin = str(read_facts(Path(task.out)).get("source_format"))
+    if task.stream or not origin.startswith(("safetensors", "MLX")):
+        return None
+    return Path(locate(task.source, task.revision))
 
 
-def _locate(source: str) -> str:
-    """A file or folder as it is; anything else is downloaded, or found where it was."""
-    from pathlib import Path
+def _upload(folder: Path, repo: str, *, private: bool) -> dict[str, Any]:
+    from mlx_qwen3_convert.publish import upload
 
-    from mlx_qwen3 import hub
-    from mlx_qwen3.cli.display import download_bar
-
-    if Path(source).exists():
-        return source
-    with download_bar(source) as progress:
-        return str(hub.resolve(source, progress=progress))
+    return {"uploaded": upload(folder, repo, private=private)}
 
 
 def _rules(words: list[str]) -> dict[str, str]:
@@ -158,34 +140,3 @@ def _rules(words: list[str]) -> dict[str, str]:
             raise OptionError(f"--set {word}: expected PATTERN=FORMAT, as in '*.down_proj=6'")
         rules[pattern] = stored
     return rules
-
-
-def _describe(result: Result) -> list[str]:
-    from mlx_qwen3.cli.display import size_text
-
-    fates = {
-        "exact": "repacked exactly",
-        "quantized": "quantized",
-        "requantized": "quantized again (no exact form)",
-        "copied": "kept in floating point",
-    }
-    said = [f"{fates[action]}: {count}" for action, count in result.actions.items()]
-    return [
-        f"{result.folder}  {size_text(result.nbytes)}, "
-        f"{result.bits_per_weight:.2f} bits per weight",
-        f"from {result.source_format}; tensors {', '.join(said)}",
-    ]
-
-
-def _as_json(result: Result) -> dict[str, Any]:
-    return {
-        "folder": str(result.folder),
-        "source_format": result.source_format,
-        "recipe": result.recipe,
-        "dtype": result.dtype,
-        "bytes": result.nbytes,
-        "bits_per_weight": result.bits_per_weight,
-        "actions": dict(result.actions),
-        "resumed_bytes": result.resumed_bytes,
-        "tensors": result.modules,
-    }

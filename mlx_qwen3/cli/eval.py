@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure on. tokens: at most; dtype: None is the device's."""
+    """What to measure on. tokens: at most; dtype: None is the device's; file: the text's."""
 
     text: str
     tokens: int
@@ -35,6 +35,7 @@ class Job:
     dtype: str | None
     exact: bool
     calibration: str | None
+    file: str | None = None
 
 
 def eval(
@@ -62,6 +63,9 @@ def eval(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32; default: the device's.")
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write it into the model cards, README.md, of MODELS.")
+    ] = False,
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.svg", help="Draw quality against size.")
     ] = None,
@@ -83,9 +87,14 @@ def eval(
         raise OptionError("--recipe takes one MODEL, which is the reference; leave the rest out")
     if recipe and exact:
         raise OptionError("--exact runs the reference anew, which --recipe does not; leave one out")
-    job = Job(read_text(text, EVALUATION), tokens, context, dtype, exact, calibration)
+    if card and recipe:
+        raise OptionError("--card is of checkpoints, and --recipe makes none; leave one out")
+    job = Job(read_text(text, EVALUATION), tokens, context, dtype, exact, calibration, text)
+    cards = [_own_folder(model) for model in models] if card else []
     rows = _recipes(models[0], recipe, job) if recipe else _checkpoints(models, reference, job)
     against = models[0] if recipe else reference
+    for folder, row in zip(cards, rows, strict=False):
+        tell(folder, row, job, None if reference is None else _public_name(reference))
     if plot is not None:
         Path(plot).write_text(draw(rows), encoding="utf-8")
     if as_json:
@@ -101,12 +110,11 @@ def _checkpoints(models: Sequence[str], reference: str | None, job: Job) -> list
     for folder in folders if base is not None else ():
         _require_alike(folder, base, job)
     names = _short_names(models)
-    return [
-        _checkpoint(name, folder, base, job) for name, folder in zip(names, folders, strict=True)
-    ]
+    return [measure(name, folder, base, job) for name, folder in zip(names, folders, strict=True)]
 
 
-def _checkpoint(name: str, folder: Path, base: Path | None, job: Job) -> Row:
+def measure(name: str, folder: Path, base: Path | None, job: Job) -> Row:
+    """Run one checkpoint over the text. base: the reference, None: perplexity only."""
     from mlx_qwen3.cli.progress import work_bar
     from mlx_qwen3_convert.calibration import read_windows
     from mlx_qwen3_convert.evaluate import evaluate, measure_size
@@ -126,6 +134,34 @@ def _reference(base: Path, windows: list[list[int]], job: Job) -> Iterable[Predi
     predict = exact_reference if job.exact else open_reference
     with work_bar("the reference") as progress:
         return predict(base, windows, dtype=job.dtype, progress=progress)
+
+
+def _own_folder(model: str) -> Path:
+    """A folder with a card that may be changed. Raises OptionError for what is no user's own."""
+    from mlx_qwen3.errors import OptionError
+
+    card = Path(model) / "README.md"
+    if card.is_symlink() or not card.is_file():
+        raise OptionError(f"--card: {card} is not there; expected a folder that convert made")
+    return Path(model)
+
+
+def tell(folder: Path, row: Row, job: Job, reference: str | None) -> str:
+    """Write what was measured into a folder's card; returns the words."""
+    from mlx_qwen3_convert.card import evaluation_section, with_evaluation
+
+    text = "the text bundled with mlx-qwen3" if job.file is None else Path(job.file).name
+    section = evaluation_section(row.score, text=text, context=job.context, reference=reference)
+    card = folder / "README.md"
+    card.write_text(with_evaluation(card.read_text(encoding="utf-8"), section), encoding="utf-8")
+    return section
+
+
+def _public_name(model: str) -> str:
+    """A model's name for a card, without the path on this machine."""
+    from mlx_qwen3_convert.origin import name_of
+
+    return name_of(model)
 
 
 def _require_alike(folder: Path, base: Path | None, job: Job) -> None:
@@ -242,18 +278,17 @@ def _cells(row: Row) -> list[str]:
 
 
 def _as_json(rows: Sequence[Row], reference: str | None, job: Job) -> dict[str, Any]:
+    models = [as_json(row) for row in rows]
+    return {"reference": reference, "context": job.context, "models": models}
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row as --json prints it."""
     return {
-        "reference": reference,
-        "context": job.context,
-        "models": [
-            {
-                "name": row.name,
-                "bytes": row.size.nbytes,
-                "bits_per_weight": row.size.bits_per_weight,
-                "tokens": row.score.tokens,
-                "perplexity": row.score.perplexity,
-                "kl": None if row.score.divergence is None else asdict(row.score.divergence),
-            }
-            for row in rows
-        ],
+        "name": row.name,
+        "bytes": row.size.nbytes,
+        "bits_per_weight": row.size.bits_per_weight,
+        "tokens": row.score.tokens,
+        "perplexity": row.score.perplexity,
+        "kl": None if row.score.divergence is None else asdict(row.score.divergence),
     }

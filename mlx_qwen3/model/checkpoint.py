@@ -7,9 +7,10 @@ Format: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,20 +130,29 @@ def _load(file: Path) -> dict[str, mx.array]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weight files of a folder: those of its index, or else every safetensors file."""
+    """The weight files of a folder. Raises WeightsError when there are none, or one is missing."""
+    names = weight_files(folder, sorted(path.name for path in folder.glob("*") if path.is_file()))
+    return [folder / name for name in names] or _explain_none(folder)
+
+
+def weight_files(folder: Path, there: Sequence[str]) -> list[str]:
+    """The names of a model's weight files: those of its index, or else every safetensors file.
+
+    folder: where the index lies, if there is one. there: the names of all files there are.
+    """
     index = folder / _INDEX
     if not index.exists():
-        found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-        return found or _explain_none(folder)
+        found = fnmatch.filter(there, "*.safetensors")
+        return fnmatch.filter(found, "model*") or found
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()), key=str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise WeightsError(f"{index}: unreadable index ({exc}); download it again") from exc
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+        if name not in there:
             raise WeightsError(f"{folder}/{name}: named in {_INDEX} but not there; download it")
-    return [folder / name for name in names]
+    return names
 
 
 def _explain_none(folder: Path) -> list[Path]:

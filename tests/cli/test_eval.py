@@ -97,7 +97,24 @@ def test_a_text_of_the_users(source: Path, tmp_path: Path, command: Command) -> 
     assert json.loads(done.out)["models"][0]["tokens"] == 62  # one window, a token per byte
 
 
+def test_the_card_of_a_folder(source: Path, quantized: Path, command: Command) -> None:
+    card = quantized / "README.md"
+    before = card.read_text()
+    assert command("eval", str(quantized), *SHORT).code == 0
+    assert card.read_text() == before  # nobody asked
+    args = ("eval", str(quantized), "--reference", str(source), "--card", "--json", *SHORT)
+    figures = json.loads(command(*args).out)["models"][0]
+    after = card.read_text()
+    assert after.startswith(before)
+    assert "58 tokens of the text bundled with mlx-qwen3 in windows of 30" in after
+    assert f"| KL divergence, mean | {figures['kl']['mean']:.4f} |" in after
+    assert "from source" in after
+    assert str(source) not in after
+
+
 WRONG = [
+    (("--card",), "README.md is not there"),
+    (("--card", "--recipe", "4bit"), "--recipe makes none"),
     (("--plot", "picture.png"), "svg"),
     (("--recipe", "4bit", "--reference", "x"), "--recipe takes one MODEL"),
     (("--recipe", "4bit", "--exact"), "--exact"),

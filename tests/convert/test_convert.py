@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +120,7 @@ def test_the_default_is_4_bits_in_groups_of_64(sources: Folders, tmp_path: Path)
 
 def test_everything_is_carried_over(sources: Folders, tmp_path: Path) -> None:
     source = shutil.copytree(sources("dense"), tmp_path / "source")
-    (source / "LICENSE").write_text("the licence")
+    (source / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004")
     convert(source, tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
@@ -213,6 +215,74 @@ def test_an_existing_folder_is_kept_unless_replaced(sources: Folders, tmp_path: 
     convert(sources("dense"), out, Options(overwrite=True))
     assert "mine" not in contents(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "link to nothing"])
+def test_what_is_no_folder_is_replaced_too_and_leaves_nothing(
+    kind: str, sources: Folders, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "made/out", tmp_path / "other"
+    out.parent.mkdir()
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(other)
+    if kind == "link":
+        other.mkdir()
+    with pytest.raises(OptionError, match="--overwrite"):
+        convert(sources("dense"), out)
+    convert(sources("dense"), out, Options(overwrite=True))
+    assert out.is_dir()
+    assert not out.is_symlink()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert other.exists() == (kind == "link")
+
+
+@pytest.mark.parametrize("name", [".", "..", "source", "source/.."])
+def test_what_must_not_be_replaced(
+    name: str, sources: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source itself, a folder it lies in, or one without a name."""
+    source = shutil.copytree(sources("dense"), tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    before = contents(source)
+    with pytest.raises(OptionError) as caught:
+        convert("source", name, Options(overwrite=True))
+    assert "\n" not in str(caught.value)
+    assert contents(source) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(sources: Folders, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_text("mine")
+    for out in (tmp_path / "out", tmp_path / "out.partial/deeper"):
+        with pytest.raises(Qwen3Error, match="cannot be used"):
+            convert(sources("dense"), out)
+    assert (tmp_path / "out.partial").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_kills_at_random_moments(overwrite: bool, sources: Folders, tmp_path: Path) -> None:
+    whole = contents(convert(sources("moe"), tmp_path / "whole").folder)
+    out, moments = tmp_path / "out", random.Random(11)
+    old = {"mine": b"precious"} if overwrite else {}
+    if overwrite:
+        out.mkdir()
+        (out / "mine").write_bytes(old["mine"])
+    command = [sys.executable, "-m", "mlx_qwen3_convert", sources("moe"), "--out", out]
+    command += ["--overwrite"] if overwrite else []
+    for _ in range(8):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.3, 2))
+        process.kill()
+        if process.wait() == 0:
+            break
+        assert not out.exists() or contents(out) in (old, whole)
+    if not out.exists() or overwrite:
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert contents(out) == whole
+    assert not list(tmp_path.glob("out.*"))
 
 
 def test_two_at_once_do_not_mix(sources: Folders, tmp_path: Path) -> None:

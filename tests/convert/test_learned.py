@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlx_qwen3.errors import OptionError
+from mlx_qwen3 import cli
+from mlx_qwen3.cli.making import Task
+from mlx_qwen3.errors import OptionError, Qwen3Error
 from mlx_qwen3_convert.calibration import read_text, read_windows
 from mlx_qwen3_convert.evaluate import evaluate, exact_reference, measure_size
 from mlx_qwen3_convert.job import Options, convert
@@ -107,3 +110,90 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
 def test_what_exists_is_kept(text: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--overwrite"):
         learned("gptq", source("dense", tmp_path), tmp_path)
+
+
+# --- through the command, on the demo model -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_window(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibration text of one window, 512 tokens, and a bit."""
+    file = tmp_path_factory.mktemp("text") / "window.txt"
+    file.write_text(read_text(None, "calibration")[:1000], encoding="utf-8")
+    return file
+
+
+def learn(method: str, out: Path, *options: str | Path) -> None:
+    args = ["convert", "demo", "--out", out, "--learned", method, *options]
+    assert cli.run([str(arg) for arg in args]) == 0
+
+
+def evaluated(*folders: Path, capsys: pytest.CaptureFixture[str]) -> list[float]:
+    """What `eval` says of each: the mean divergence from the demo model."""
+    capsys.readouterr()
+    short = ("--tokens", "1024", "--context", "256", "--reference", "demo", "--json")
+    assert cli.run(["eval", *map(str, folders), *short]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    return [model["kl"]["mean"] for model in models]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "bits"), [("gptq", "2"), ("awq", "3"), ("dwq", "3")])
+def test_the_command_learns_on_the_demo_model(
+    method: str,
+    bits: str,
+    one_window: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    learn(method, out, "--bits", bits, "--calibration", one_window)
+    assert capsys.readouterr().out == f"{out}\n"
+    assert cli.run(["convert", "demo", "--out", str(plain), "--bits", bits]) == 0
+    learned_kl, plain_kl = evaluated(out, plain, capsys=capsys)
+    assert learned_kl < plain_kl
+    card = (out / "README.md").read_text()
+    assert f"quantized with mlx-lm's {method}" in card
+    assert "bits per weight" in card
+    assert not list(tmp_path.glob("*.learning"))
+    # The same arguments again, and an upload in mind: it is known to be made.
+    task = Task("demo", str(out), Options(bits=int(bits)), None, method, str(one_window))
+    assert task.is_made()
+
+
+def test_what_mlx_lm_cannot_do_is_one_line(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it raises: here, its module is not there."""
+    monkeypatch.setitem(sys.modules, "mlx_lm.quant.gptq", None)
+    with pytest.raises(Qwen3Error, match="mlx-lm's gptq cannot run on this model") as caught:
+        learned(
+            "gptq",
+            source("dense", tmp_path),
+            tmp_path / "out",
+            Learning(calibration=text, context=64),
+        )
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+COMMAND_WRONG = [
+    (["--learned", "hqq"], "expected one of gptq, awq, dwq"),
+    (["--learned", "gptq", "--recipe", "4bit"], "makes affine formats of --bits"),
+    (["--learned", "awq", "--mode", "mxfp4"], "makes affine formats of --bits"),
+    (["--learned", "gptq", "--bits", "3"], "makes 2, 4 and 8"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), COMMAND_WRONG)
+def test_the_command_refuses_in_one_line(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert cli.run(["convert", "demo", "--out", str(tmp_path / "out"), *options]) == 1
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

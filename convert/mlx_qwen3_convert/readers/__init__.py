@@ -22,14 +22,25 @@ from mlx_qwen3_convert.readers.base import (
     Source,
     SourceTensor,
 )
+from mlx_qwen3_convert.readers.stored import Files
 
-__all__ = ["AffineLayout", "AffineRows", "FloatType", "Source", "SourceTensor", "open_source"]
+__all__ = [
+    "AffineLayout",
+    "AffineRows",
+    "Files",
+    "FloatType",
+    "Source",
+    "SourceTensor",
+    "open_source",
+]
 
 Config = Mapping[str, Any]
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, files: Files | None = None) -> Source:
     """Open a model folder or a .gguf file, whichever format it is in. Only headers are read.
+
+    files: how a folder's weight files are reached; None: they lie in it.
 
     Raises WeightsError for a format that is not supported and for missing or damaged files,
     ConfigError for a config.json that cannot be used.
@@ -40,7 +51,7 @@ def open_source(path: str | Path) -> Source:
     if not path.is_dir():
         raise WeightsError(f"{path}: not found; expected a model folder or a .gguf file")
     only = _only_gguf(path)
-    return _open_folder(path) if only is None else _open_file(only)
+    return _open_folder(path, files or Files()) if only is None else _open_file(only)
 
 
 def _open_file(path: Path) -> Source:
@@ -67,7 +78,7 @@ def _only_gguf(folder: Path) -> Path | None:
     return next(iter(whole or files), None)
 
 
-def _open_folder(folder: Path) -> Source:
+def _open_folder(folder: Path, files: Files) -> Source:
     config = read_config(folder)
     own = config.get("quantization")
     settings = config.get("quantization_config") or _separate_settings(folder) or {}
@@ -79,7 +90,7 @@ def _open_folder(folder: Path) -> Source:
     opener = _OPENERS.get(str(method or "none").lower())
     if opener is None:
         raise WeightsError(f"{folder}: {_refusal(str(method))}")
-    return opener(folder, config, own or settings)
+    return opener(folder, config, files, own or settings)
 
 
 def _separate_settings(folder: Path) -> Config | None:
@@ -98,37 +109,37 @@ def _refusal(method: str) -> str:
     return f"weights are in {method} format, which is not supported; expected {supported}"
 
 
-def _safetensors(folder: Path, config: Config, settings: Config) -> Source:
+def _safetensors(folder: Path, config: Config, files: Files, settings: Config) -> Source:
     from mlx_qwen3_convert.readers.safetensors import open_safetensors
 
-    return open_safetensors(folder, config)
+    return open_safetensors(folder, config, files)
 
 
-def _fp8(folder: Path, config: Config, settings: Config) -> Source:
+def _fp8(folder: Path, config: Config, files: Files, settings: Config) -> Source:
     from mlx_qwen3_convert.readers.fp8 import open_fp8
 
-    return open_fp8(folder, config, settings)
+    return open_fp8(folder, config, files, settings)
 
 
-def _gptq(folder: Path, config: Config, settings: Config) -> Source:
+def _gptq(folder: Path, config: Config, files: Files, settings: Config) -> Source:
     from mlx_qwen3_convert.readers.gptq import open_gptq
 
-    return open_gptq(folder, config, settings)
+    return open_gptq(folder, config, files, settings)
 
 
-def _awq(folder: Path, config: Config, settings: Config) -> Source:
+def _awq(folder: Path, config: Config, files: Files, settings: Config) -> Source:
     from mlx_qwen3_convert.readers.awq import open_awq
 
-    return open_awq(folder, config, settings)
+    return open_awq(folder, config, files, settings)
 
 
-def _mlx(folder: Path, config: Config, settings: Config) -> Source:
+def _mlx(folder: Path, config: Config, files: Files, settings: Config) -> Source:
     from mlx_qwen3_convert.readers.mlx import open_mlx
 
-    return open_mlx(folder, config)
+    return open_mlx(folder, config, files)
 
 
-_OPENERS: dict[str, Callable[[Path, Config, Config], Source]] = {
+_OPENERS: dict[str, Callable[[Path, Config, Files, Config], Source]] = {
     "none": _safetensors,
     "fp8": _fp8,
     "gptq": _gptq,

@@ -8,7 +8,7 @@ Reference: AutoAWQ (awq/modules/linear/gemm.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mlx_qwen3_convert.readers.source import (
     companion,
     integer_source,
 )
-from mlx_qwen3_convert.readers.stored import FLOATS
+from mlx_qwen3_convert.readers.stored import FLOATS, Files, Stored
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _BITS, _PER_WORD = 4, 8
@@ -38,7 +38,9 @@ _COMPANIONS = (".qzeros", ".scales")
 _VERSIONS = ("gemm", "exllama", "ipex")
 
 
-def open_awq(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Source:
+def open_awq(
+    folder: Path, config: Mapping[str, Any], files: Files, settings: Mapping[str, Any]
+) -> Source:
     """settings: quantization_config or quant_config.json. Raises WeightsError."""
     version = str(settings.get("version") or settings.get("format") or "gemm").lower()
     bits = settings.get("bits", settings.get("w_bit", _BITS))
@@ -49,7 +51,11 @@ def open_awq(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any
         )
     columns = Columns()
     return integer_source(
-        folder, config, _COMPANIONS, lambda stored, prefix: AwqMatrix(stored, prefix, columns)
+        folder,
+        config,
+        files,
+        _COMPANIONS,
+        lambda stored, prefix: AwqMatrix(stored, prefix, columns),
     )
 
 
@@ -81,9 +87,12 @@ class AwqMatrix(IntegerMatrix):
             (rows, width),
             f"AWQ {_BITS}-bit g{self._group}",
             FLOATS[self._scales.dtype],
-            self._weight.nbytes + self._zeros.nbytes + self._scales.nbytes,
+            sum(part.nbytes for part in self.parts()),
             affine_layout(_BITS, self._group, width),
         )
+
+    def parts(self) -> Iterable[Stored]:
+        return self._weight, self._zeros, self._scales
 
     def integers(self, start: int, stop: int) -> Integers:
         first, last = start // _PER_WORD, -(-stop // _PER_WORD)

@@ -79,6 +79,11 @@ class Source(Protocol):
     @property
     def generation_config(self) -> Mapping[str, Any] | None: ...
 
+    @property
+    def licence(self) -> Mapping[str, str]:
+        """license, license_name, license_link as a model card has them; empty when not told."""
+        ...
+
     def rows(self, name: str, start: int, stop: int) -> mx.array:
         """Rows start..stop of a tensor as floats, in its dtype or float32 where it is packed.
 
@@ -89,6 +94,10 @@ class Source(Protocol):
 
     def affine_rows(self, name: str, start: int, stop: int) -> AffineRows:
         """The same rows as exact integers; only for tensors with `affine` set."""
+        ...
+
+    def files_of(self, name: str) -> frozenset[str]:
+        """The names of the files that a tensor's rows are read from: companions may lie apart."""
         ...
 
     def write_side_files(self, folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ Reference: transformers' finegrained_fp8 integration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from mlx_qwen3_convert.readers.source import (
     expert_parts,
     float_matrices,
 )
-from mlx_qwen3_convert.readers.stored import Stored, not_finite
+from mlx_qwen3_convert.readers.stored import Files, Stored, not_finite
 
 Block = tuple[int, int]
 _NAN = 0x7F  # the one pattern that is no number, with either sign
 _FLOAT_TYPES: dict[Any, FloatType] = {"float16": "float16", "float32": "float32"}
 
 
-def open_fp8(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Source:
+def open_fp8(
+    folder: Path, config: Mapping[str, Any], files: Files, settings: Mapping[str, Any]
+) -> Source:
     """settings: quantization_config. Raises ConfigError for a block size that is none."""
     block = _block(settings.get("weight_block_size"), folder)
     dtype = _FLOAT_TYPES.get(config.get("torch_dtype") or config.get("dtype"), "bfloat16")
@@ -45,7 +47,7 @@ def open_fp8(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any
         else:
             yield from float_matrices(stored, name)
 
-    return FolderSource(folder, config, make)
+    return FolderSource(folder, config, files, make)
 
 
 def _block(value: Any, folder: Path) -> Block | None:
@@ -93,6 +95,9 @@ class Fp8Matrix(Matrix):
     ) -> None:
         self.tensor = tensor
         self._weight, self._scales, self._block, self._first = weight, scales, block, first
+
+    def parts(self) -> Iterable[Stored]:
+        return self._weight, self._scales
 
     def rows(self, start: int, stop: int) -> mx.array:
         codes = self._weight.read(start, stop)

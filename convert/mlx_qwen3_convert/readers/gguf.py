@@ -30,6 +30,7 @@ from mlx_qwen3_convert.readers.gguf_blocks import (
 from mlx_qwen3_convert.readers.gguf_container import GgufContainer, GgufTensor, read_containers
 from mlx_qwen3_convert.readers.gguf_metadata import build_config, build_generation_config
 from mlx_qwen3_convert.readers.gguf_tokenizer import write_tokenizer
+from mlx_qwen3_convert.readers.licence import gguf_licence
 from mlx_qwen3_convert.readers.source import (
     FloatMatrix,
     Matrix,
@@ -88,6 +89,11 @@ class GgufSource(MatrixSource):
         """Every token that ends a turn, and sampling settings where the file has them."""
         return build_generation_config(self._metadata)
 
+    @property
+    def licence(self) -> Mapping[str, str]:
+        """As the metadata say."""
+        return gguf_licence(self._metadata)
+
     def write_side_files(self, folder: Path) -> list[str]:
         """Rebuild the tokenizer. Raises TokenizerError when it is not Qwen's."""
         try:
@@ -126,6 +132,9 @@ class GgufMatrix(IntegerMatrix):
             stored.nbytes,
             affine_layout(kind.bits, kind.group_size, width),
         )
+
+    def parts(self) -> Iterable[Stored]:
+        return (self._stored,)
 
     def integers(self, start: int, stop: int) -> Integers:
         kind, rows = self._kind, stop - start

@@ -11,7 +11,7 @@ Reference: GPTQModel (gptqmodel/utils/model.py for the two ways of writing zeros
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from mlx_qwen3_convert.readers.source import (
     companion,
     integer_source,
 )
-from mlx_qwen3_convert.readers.stored import FLOATS, Stored
+from mlx_qwen3_convert.readers.stored import FLOATS, Files, Stored
 
 _BITS = (2, 4, 8)
 _COMPANIONS = (".qzeros", ".scales", ".g_idx")
@@ -65,11 +65,17 @@ class _Settings:
         return cls(layout == _V1, bool(settings.get("desc_act")))
 
 
-def open_gptq(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Source:
+def open_gptq(
+    folder: Path, config: Mapping[str, Any], files: Files, settings: Mapping[str, Any]
+) -> Source:
     """settings: quantization_config or quantize_config.json. Raises WeightsError."""
     how, columns = _Settings.from_dict(settings, folder), Columns()
     return integer_source(
-        folder, config, _COMPANIONS, lambda stored, prefix: GptqMatrix(stored, prefix, how, columns)
+        folder,
+        config,
+        files,
+        _COMPANIONS,
+        lambda stored, prefix: GptqMatrix(stored, prefix, how, columns),
     )
 
 
@@ -91,6 +97,10 @@ class GptqMatrix(IntegerMatrix):
         self._group = -(-width // self._scales.num_rows)
         self._require_shapes(width)
         self.tensor = self._describe(f"{prefix}.weight", width)
+
+    def parts(self) -> Iterable[Stored]:
+        order = [self._group_of_input] if self._group_of_input else []
+        return self._weight, self._zeros, self._scales, *order
 
     def integers(self, start: int, stop: int) -> Integers:
         self._require_neighbours()
@@ -161,13 +171,12 @@ class GptqMatrix(IntegerMatrix):
     def _describe(self, name: str, width: int) -> SourceTensor:
         group, order = self._group, self._group_of_input
         sorted_inputs = self._how.desc_act and order is not None and self._scales.num_rows > 1
-        parts = (self._weight, self._zeros, self._scales, *([order] if order else []))
         return SourceTensor(
             name,
             (self._weight.width, width),
             f"GPTQ {self._bits}-bit g{group}" + (" desc_act" if sorted_inputs else ""),
             FLOATS[self._scales.dtype],
-            sum(part.nbytes for part in parts),
+            sum(part.nbytes for part in self.parts()),
             None if sorted_inputs else affine_layout(self._bits, group, width),
         )
 

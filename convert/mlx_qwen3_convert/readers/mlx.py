@@ -6,7 +6,7 @@ no affine form and come as floats. Experts are stacked in switch_mlp, or one by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mlx_qwen3_convert.readers.source import (
     expert_parts,
     float_matrices,
 )
-from mlx_qwen3_convert.readers.stored import FLOATS, Stored, not_finite
+from mlx_qwen3_convert.readers.stored import FLOATS, Files, Stored, not_finite
 
 # The formats with 8-bit scales, by bits and group size; each has exactly one pair.
 _SCALED_MODES = {(4, 32): "mxfp4", (4, 16): "nvfp4", (8, 32): "mxfp8"}
@@ -35,7 +35,7 @@ _AFFINE_GROUPS = (32, 64, 128)
 _COMPANIONS = (".scales", ".biases", ".global_scale")
 
 
-def open_mlx(folder: Path, config: Mapping[str, Any]) -> Source:
+def open_mlx(folder: Path, config: Mapping[str, Any], files: Files) -> Source:
     """How a matrix is packed is read off its shapes, which cannot be wrong as tables can.
 
     Raises ConfigError for a config.json that is no Qwen3's, WeightsError for what does not fit it.
@@ -50,7 +50,7 @@ def open_mlx(folder: Path, config: Mapping[str, Any]) -> Source:
         elif not packed or not name.endswith(_COMPANIONS):
             yield from float_matrices(stored, name)
 
-    return FolderSource(folder, config, make)
+    return FolderSource(folder, config, files, make)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ class MlxMatrix(Matrix):
             sum(part.nbytes for part in stored),
             affine,
         )
+
+    def parts(self) -> Iterable[Stored]:
+        found = self._parts
+        every = (found.weight, found.scales, found.biases, found.global_scale)
+        return [part for part in every if part is not None]
 
     def rows(self, start: int, stop: int) -> mx.array:
         if self.tensor.affine is None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from mlx_qwen3_convert.readers.base import Source
 from mlx_qwen3_convert.readers.source import FolderSource
+from mlx_qwen3_convert.readers.stored import Files
 
 
-def open_safetensors(folder: Path, config: Mapping[str, Any]) -> Source:
+def open_safetensors(folder: Path, config: Mapping[str, Any], files: Files) -> Source:
     """Raises WeightsError naming the file that is missing or damaged, or a packed tensor."""
-    return FolderSource(folder, config)
+    return FolderSource(folder, config, files)

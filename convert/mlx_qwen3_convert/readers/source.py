@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from mlx_qwen3.errors import ConfigError, OptionError, WeightsError
 from mlx_qwen3_convert.readers.base import AffineRows, SourceTensor
+from mlx_qwen3_convert.readers.licence import folder_licence
 from mlx_qwen3_convert.readers.stored import FLOATS, Files, Stored, stored_tensors
 
 # What is copied from a folder beside its weights.
@@ -47,6 +48,10 @@ class Matrix(ABC):
     tensor: SourceTensor
 
     @abstractmethod
+    def parts(self) -> Iterable[Stored]:
+        """The stored tensors that its rows are made of."""
+
+    @abstractmethod
     def rows(self, start: int, stop: int) -> mx.array:
         """As `Source.rows`; the range is known to be good."""
 
@@ -70,6 +75,9 @@ class FloatMatrix(Matrix):
         dtype = FLOATS[stored.dtype]
         shape = stored.shape if shape is None else shape
         self.tensor = SourceTensor(name, shape, stored.dtype, dtype, stored.nbytes)
+
+    def parts(self) -> Iterable[Stored]:
+        return (self._stored,)
 
     def rows(self, start: int, stop: int) -> mx.array:
         return self._stored.floats(start, stop)
@@ -98,7 +106,7 @@ def is_filler_bias(stored: StoredTensors, name: str, config: Mapping[str, Any]) 
     prefix, _, kind = name.rpartition(".")
     if kind != "bias" or f"{prefix}.qweight" not in stored or config.get("attention_bias"):
         return False
-    return not stored[name].read().any()
+    return stored[name].files.all_zero(stored[name])
 
 
 def expert_parts(name: str, stored: Stored) -> Iterator[tuple[str, Stored]]:
@@ -158,6 +166,11 @@ class MatrixSource(ABC):
     def generation_config(self) -> Mapping[str, Any] | None:
         """generation_config.json, None where there is none."""
 
+    @property
+    @abstractmethod
+    def licence(self) -> Mapping[str, str]:
+        """As `Source.licence`."""
+
     @abstractmethod
     def write_side_files(self, folder: Path) -> list[str]:
         """As `Source.write_side_files`."""
@@ -172,6 +185,10 @@ class MatrixSource(ABC):
         if matrix.tensor.affine is None:
             raise OptionError(f"{name}: {matrix.tensor.format} has no exact affine form")
         return matrix.affine_rows(start, stop)
+
+    def files_of(self, name: str) -> frozenset[str]:
+        """As `Source.files_of`."""
+        return frozenset(part.file.name for part in self._matrices[name].parts())
 
     def close(self) -> None:
         """Let go of open files."""
@@ -195,11 +212,11 @@ class FolderSource(MatrixSource):
         self,
         folder: Path,
         config: Mapping[str, Any],
+        files: Files,
         make: MakeMatrices = float_matrices,
     ) -> None:
         """config: config.json, packing keys included; make: the format's own."""
         self._folder = folder
-        files = Files()
         stored = stored_tensors(folder, files)
         matrices = _matrices(stored, make, tied=bool(config.get("tie_word_embeddings")))
         plain = {key: value for key, value in config.items() if key not in _PACKING_KEYS}
@@ -209,6 +226,11 @@ class FolderSource(MatrixSource):
     def generation_config(self) -> Mapping[str, Any] | None:
         """generation_config.json. Raises ConfigError when it is there and broken."""
         return read_json(self._folder / "generation_config.json")
+
+    @property
+    def licence(self) -> Mapping[str, str]:
+        """As README.md or a LICENSE file says."""
+        return folder_licence(self._folder)
 
     def write_side_files(self, folder: Path) -> list[str]:
         """Copy tokenizer, chat template and licence files; return their names."""
@@ -261,6 +283,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def integer_source(
     folder: Path,
     config: Mapping[str, Any],
+    files: Files,
     companions: tuple[str, ...],
     make_matrix: Callable[[StoredTensors, str], Matrix],
 ) -> FolderSource:
@@ -278,4 +301,4 @@ def integer_source(
         elif not is_filler_bias(stored, name, config):
             yield from float_matrices(stored, name)
 
-    return FolderSource(folder, config, make)
+    return FolderSource(folder, config, files, make)

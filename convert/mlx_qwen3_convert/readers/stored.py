@@ -62,6 +62,14 @@ class Files:
             into, offset = into[len(found) :], offset + len(found)
         return True
 
+    def tensors(self, folder: Path) -> dict[str, TensorInfo]:
+        """The tensors of a safetensors folder. Raises WeightsError naming the file at fault."""
+        return Checkpoint.from_folder(folder).tensors
+
+    def all_zero(self, stored: Stored) -> bool:
+        """Whether a tensor holds nothing but zeros."""
+        return not stored.read().any()
+
     def _handle(self, file: Path) -> int:
         with self._lock:
             if file not in self._open:
@@ -187,7 +195,7 @@ def stored_tensors(folder: Path, files: Files) -> dict[str, Stored]:
 
     Raises WeightsError naming the file that is missing, damaged or cut short.
     """
-    infos = Checkpoint.from_folder(folder).tensors
+    infos = files.tensors(folder)
     # Embedding checkpoints are saved without the outer module, hence without its name.
     prefix = "model." if "embed_tokens.weight" in infos else ""
     # A file at a time, and the names let go of: of 235B there are 150 thousand.
