@@ -17,6 +17,7 @@ from mlx_qwen3.errors import (
     ConfigError,
     ContextOverflowError,
     DeviceError,
+    McpError,
     ModelNotFoundError,
     OptionError,
     Qwen3Error,
@@ -26,6 +27,10 @@ from mlx_qwen3.errors import (
 )
 
 if TYPE_CHECKING:
+    from mlx_qwen3.agent.conversation import Conversation
+    from mlx_qwen3.agent.loop import ToolResult
+    from mlx_qwen3.agent.mcp import McpServers
+    from mlx_qwen3.agent.tools import Tool
     from mlx_qwen3.generation.output import Completion, Event, Usage
     from mlx_qwen3.generation.sampling import SamplingParams
     from mlx_qwen3.llm import LLM, load
@@ -38,15 +43,20 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextOverflowError",
+    "Conversation",
     "DeviceError",
     "Event",
+    "McpError",
+    "McpServers",
     "ModelNotFoundError",
     "OptionError",
     "Qwen3Error",
     "SamplingParams",
     "TemplateError",
     "TokenizerError",
+    "Tool",
     "ToolCall",
+    "ToolResult",
     "Usage",
     "WeightsError",
     "__version__",
@@ -61,6 +71,10 @@ _LAZY = {
     "Usage": "mlx_qwen3.generation.output",
     "SamplingParams": "mlx_qwen3.generation.sampling",
     "ToolCall": "mlx_qwen3.text.tool_calls",
+    "Conversation": "mlx_qwen3.agent.conversation",
+    "McpServers": "mlx_qwen3.agent.mcp",
+    "Tool": "mlx_qwen3.agent.tools",
+    "ToolResult": "mlx_qwen3.agent.loop",
 }
 
 
