@@ -121,7 +121,10 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     # otherwise go to stderr; who wants it configures logging.
     logging.getLogger("mcp").addHandler(logging.NullHandler())
     asyncio.set_event_loop(loop)
-    loop.run_forever()
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _close(
