@@ -69,13 +69,6 @@ def tool_result(call: ToolCall, text: str, call_id: str | None) -> Message:
     return {"role": "tool", **named, "content": text}
 
 
-def unanswered(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The ids of the calls that no message answers yet, in order."""
-    calls = [call["id"] for message in messages for call in message.get("tool_calls") or ()]
-    answered = {message.get("tool_call_id") for message in messages}
-    return [call_id for call_id in calls if call_id not in answered]
-
-
 def save_messages(path: str | Path, messages: Sequence[Mapping[str, Any]]) -> None:
     """Write messages as a JSON list, whole or not at all.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from mlx_qwen3.agent.history import Message, Said, tool_result, unanswered
+from mlx_qwen3.agent.history import Message, Said, tool_result
 from mlx_qwen3.agent.results import cut
 from mlx_qwen3.agent.tools import Outcome, Tool
 from mlx_qwen3.text.tool_calls import ToolCall
@@ -59,9 +59,10 @@ class Turn:
             said = yield from self._listen(events)
             if said.completion is None or said.completion.finish_reason != "tool_calls":
                 return
+            theirs = not all(map(self._is_ours, said.calls))
             yield from self._answer(last=step == self.max_steps)
-            if step == self.max_steps or unanswered(self.messages):
-                return  # the rest is for whoever holds the conversation to answer
+            if step == self.max_steps or theirs:
+                return  # what is left is for the caller to answer
             events = self.reply(self.messages)
 
     def _listen(self, events: Generator[Event, None, None]) -> Generator[Event, None, Said]:
