@@ -32,6 +32,13 @@ class Talker(Protocol):
     def context_length(self) -> int:
         """Tokens of prompt and reply together."""
 
+    @property
+    def tokenizer(self) -> Any:
+        """Encodes text to token_ids."""
+
+    def render(self, messages: Any, tools: Any = None, thinking: bool | None = None) -> str:
+        """The prompt that the chat template makes of messages."""
+
     def stream(
         self, prompt: Any, *, progress: Progress | None = None, **options: Any
     ) -> Generator[Event, None, None]:
@@ -144,6 +151,15 @@ class Conversation:
     def prompt(self) -> list[Message]:
         """The messages as the model gets them, system message first."""
         return self._with_system(self.messages)
+
+    def token_count(self) -> int:
+        """How long the conversation is, in tokens, as the model would read it now."""
+        if not self.prompt():
+            return 0
+        tools = [tool.offer for tool in self.tools]
+        thinking = self.options.get("thinking")
+        text = self.llm.render(self.prompt(), tools=tools or None, thinking=thinking)
+        return len(self.llm.tokenizer.encode(text))
 
     def reset(self) -> None:
         """Forget the turns so far."""

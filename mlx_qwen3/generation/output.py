@@ -79,12 +79,14 @@ class Event:
 
     kind "thinking" and "answer": text is new text. "tool_call": text is the call as written,
     tool_call what it says. "end": completion is the whole reply, text is empty.
+    thinking_tokens: tokens of thinking so far, tags included.
     """
 
     kind: EventKind
     text: str = ""
     tool_call: ToolCall | None = None
     completion: Completion | None = None
+    thinking_tokens: int = 0
 
 
 @dataclass
