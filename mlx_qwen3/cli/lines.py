@@ -6,14 +6,15 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.output import Output
 
 PROMPT = "> "
 HISTORY = "chat_history"
@@ -66,8 +67,7 @@ class TypedLines:
         print()  # sets the prompt apart from what stands above it
         if self._session is None:
             self._session = self._open()
-        continued = [("", " " * len(PROMPT))]
-        return self._session.prompt([("bold", PROMPT)], prompt_continuation=continued)
+        return self._session.prompt([("bold", PROMPT)], prompt_continuation=" " * len(PROMPT))
 
     def ask(self, question: str) -> str:
         """One line, which the history does not keep."""
@@ -93,11 +93,13 @@ class TypedLines:
         )
 
 
-def _output() -> Any:
+def _output() -> Output:
     """The terminal, which is not asked where its cursor is: some never answer."""
     from prompt_toolkit.output.vt100 import Vt100_Output
 
-    return Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"), enable_cpr=False)
+    output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    output.enable_cpr = False
+    return output
 
 
 def _keys() -> KeyBindings:
@@ -177,7 +179,7 @@ class PipedLines:
 
 
 @contextlib.contextmanager
-def quiet_keys(stdin: TextIO) -> Any:
+def quiet_keys(stdin: TextIO) -> Iterator[None]:
     """What is typed meanwhile is not shown between the lines of a reply, and not lost."""
     import termios
 

@@ -55,14 +55,15 @@ def ansi(lines: Sequence[Text], console: Console) -> list[str]:
 
 
 def _runs(line: Text, console: Console) -> Iterator[str]:
-    system = None if console.no_color else ColorSystem.STANDARD
+    if not line.spans:  # rich then leaves the text's own style out
+        line.stylize(line.style)
     for text, style, _ in line.render(console):
         clean = text.translate(CONTROLS)
         if style is None:
             yield clean
         else:
             shown = style.without_color if console.no_color else style
-            yield shown.render(clean, color_system=system or ColorSystem.STANDARD)
+            yield shown.render(clean, color_system=ColorSystem.STANDARD)
 
 
 def _divided(line: Text, offsets: list[int]) -> list[Text]:
