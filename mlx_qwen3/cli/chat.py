@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -88,7 +89,7 @@ def _open(llm: LLM, servers: McpServers | None, context: typer.Context, lines: L
         **options.reply_options(values),
     )
     approvals = Approvals(partial(_decide, lines))
-    return Session(chat, sys.stdout, (lambda _: True) if values["yes"] else approvals)
+    return Session(chat, sys.stdout, None if values["yes"] else approvals)
 
 
 def _greet(servers: McpServers) -> None:
@@ -104,6 +105,7 @@ def _greet(servers: McpServers) -> None:
         note(f"MCP servers: {names or 'none'}; /mcp lists them")
 
 
+_ASKED = 40  # characters of a call's arguments; all of them stand above the question
 _DECISIONS: dict[str, Decision] = {"o": "once", "a": "always", "n": "no", "v": "never"}
 
 
@@ -111,7 +113,10 @@ def _decide(lines: Lines, call: ToolCall) -> Decision:
     """Ask a person about a call. Where nobody is, nothing runs."""
     from mlx_qwen3.cli.terminal import note, visible
 
-    question = f"Run {visible(call.name)}? [o]nce, [a]lways, [n]o, ne[v]er: "
+    name = visible(call.name)
+    given = visible(json.dumps(call.arguments, ensure_ascii=False))
+    given = given if len(given) <= _ASKED else given[: _ASKED - 1] + "…"
+    question = f"Run {name} {given}? [o]nce, [a]lways, [n]o, ne[v]er: "
     try:
         while True:
             answer = lines.ask(question).strip().lower()
@@ -119,7 +124,7 @@ def _decide(lines: Lines, call: ToolCall) -> Decision:
                 if answer in (key, decision):
                     return decision
     except EOFError:
-        note(f"{visible(call.name)} was not run: nobody is there to allow it (--yes allows all)")
+        note(f"{name} was not run: nobody is there to allow it (--yes allows all)")
         return "no"
 
 
@@ -154,14 +159,14 @@ def _take(session: Session, line: str, *, interactive: bool) -> None:
         elif message := line.strip():
             session.ask(message)
     except Qwen3Error as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
+        print(f"error: {_explain(error, session)}", file=sys.stderr)
     except KeyboardInterrupt:
         if not interactive:
             raise
         note("(stopped)")
 
 
-def _explain(error: Qwen3Error) -> str:
+def _explain(error: Qwen3Error, session: Session) -> str:
     """One line; a conversation that has grown too long has remedies of its own."""
     line = " ".join(str(error).split())
     if not isinstance(error, ContextOverflowError):
@@ -170,4 +175,6 @@ def _explain(error: Qwen3Error) -> str:
     return (
         f"{found}: this message was not sent. /reset forgets the conversation; "
         "chat --max-kv-size N forgets only its oldest tokens"
+        + "; the tools' descriptions count too, and servers may be disabled"
+        * bool(session.chat.tools)
     )

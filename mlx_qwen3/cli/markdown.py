@@ -81,7 +81,8 @@ class MarkdownStream:
 
     def _is_open_code(self) -> bool:
         tokens = self._parser.parse(self._text)
-        return bool(tokens) and tokens[-1].type == "fence"
+        begun = "\n" in self._text.strip("\n")  # and its language is known to the end
+        return begun and bool(tokens) and tokens[-1].type == "fence"
 
 
 def _make_parser() -> MarkdownIt:
@@ -216,8 +217,9 @@ def _row(cells: list[tuple[Text, str]], sizes: list[int]) -> Lines:
             _aligned(column[number] if number < len(column) else Text(), size, how)
             for column, size, (_, how) in zip(columns, sizes, cells, strict=True)
         ]
-        lines.append(bar.join(parts))
-        lines[-1].rstrip()
+        line = Text.assemble(parts[0], *(piece for part in parts[1:] for piece in (bar, part)))
+        line.rstrip()
+        lines.append(line)
     return lines
 
 

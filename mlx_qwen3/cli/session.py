@@ -65,14 +65,14 @@ class PlainView:
 class Session:
     """What a chat command works on.
 
-    chat: the conversation itself. out: where replies are shown. approve: whether a call may run,
-    asked for each. folded: whether thoughts leave only a line behind. spent: every reply's
-    figures so far.
+    chat: the conversation itself. out: where replies are shown. approve: asked about each call;
+    None lets all of them run. folded: whether thoughts leave only a line behind. spent: the
+    figures of every reply so far.
     """
 
     chat: Conversation
     out: TextIO
-    approve: Callable[[ToolCall], bool] = lambda _: True
+    approve: Callable[[ToolCall], bool] | None = None
     folded: bool = True
     spent: list[Completion] = field(default_factory=list)
     _view: View | None = None
@@ -102,6 +102,8 @@ class Session:
                         replies.append(event.completion)
         if replies:
             self.spent += replies
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # sets the figures apart from the answer
             note_figures(together(replies))
             if replies[-1].finish_reason == "tool_calls" and self.chat.tools:
                 note(f'stopped after {len(replies)} steps; "go on" lets the model go on')
@@ -125,7 +127,7 @@ class Session:
         return next((thought for thought in thoughts if thought), "")
 
     def _approve(self, call: ToolCall) -> bool:
-        allowed = self.approve(call)
+        allowed = self.approve is None or self.approve(call)
         if allowed and self._view is not None:
             self._view.running(call)
         return allowed
@@ -147,4 +149,4 @@ class Session:
             return PlainView(self.out)
         from mlx_qwen3.cli.view import ChatView
 
-        return ChatView(self.out, folded=self.folded)
+        return ChatView(self.out, folded=self.folded, whole_calls=self.approve is not None)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
@@ -189,7 +191,8 @@ def together(completions: Sequence[Completion]) -> Completion:
 def note_figures(completion: Completion) -> None:
     """A reply's line of figures, for a person; a program that reads stderr has no use for it."""
     if sys.stderr.isatty():
-        note(figures(completion))
+        width = max(shutil.get_terminal_size().columns - 1, 20)
+        note("\n".join(textwrap.wrap(figures(completion), width)))
 
 
 class PrefillBar:

@@ -60,7 +60,7 @@ class ThinkingPart:
     def take(self, width: int) -> tuple[Lines, Lines]:
         """Folded: nothing is final. Else every paragraph is that has ended."""
         if self._folded:
-            self._complete = self._complete[-_GLIMPSE:]
+            self._complete = [text for text in self._complete if text.strip()][-_GLIMPSE:]
             return [], [self._count("thinking"), *self._lines(width)[-_GLIMPSE:]]
         opened, self._open = self._open, ""
         done = self._lines(width) if self._complete else []
@@ -83,9 +83,14 @@ class ThinkingPart:
 
 
 class ChatView:
-    """Draws the events of one turn. `finish` in the end, whatever ends it."""
+    """Draws the events of one turn. `finish` in the end, whatever ends it.
 
-    def __init__(self, out: TextIO, *, folded: bool = True) -> None:
+    folded: thoughts leave one line behind. whole_calls: show arguments to their end, for somebody
+    who has to decide about them.
+    """
+
+    def __init__(self, out: TextIO, *, folded: bool = True, whole_calls: bool = False) -> None:
+        self._call_lines = 10**6 if whole_calls else _CALL_LINES
         self._live = LiveLines(out)
         self._console = Console(file=out, force_terminal=True)
         self._folded = folded
@@ -166,7 +171,7 @@ class ChatView:
         else:
             text = Text.assemble((_plain(call.name), "bold cyan"), f"({_arguments(call)})")
         lines = wrap(text, self._live.width - 2)
-        return _shortened(prefixed(lines, Text("● ", "cyan"), Text("  ")), _CALL_LINES)
+        return _shortened(prefixed(lines, Text("● ", "cyan"), Text("  ")), self._call_lines)
 
     def _result(self, result: ToolResult) -> Lines:
         name = f"{result.call.name}: " if self._several else ""

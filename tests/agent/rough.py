@@ -46,7 +46,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def ends(pid: int) -> bool:
+def is_gone(pid: int) -> bool:
     """Wait for a process to end; False when it does not."""
     deadline = time.monotonic() + PATIENCE
     while is_alive(pid) and time.monotonic() < deadline:

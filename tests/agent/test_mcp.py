@@ -20,7 +20,7 @@ import pytest
 from mlx_qwen3.agent.connection import Timeouts
 from mlx_qwen3.agent.mcp import McpServers
 from mlx_qwen3.errors import McpError
-from tests.agent.rough import QUICK, called, ends, is_alive, rough, servers, state
+from tests.agent.rough import QUICK, called, is_alive, is_gone, rough, servers, state
 
 pytest.importorskip("mcp")
 
@@ -92,7 +92,7 @@ def test_kill_9_between_and_during_calls() -> None:
     with servers(a=rough()) as running:
         pid = int(called(running, "pid").text)
         os.kill(pid, signal.SIGKILL)
-        assert ends(pid)
+        assert is_gone(pid)
         assert "has ended" in called(running, "echo").text
         pid = int(called(running, "pid").text)
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
@@ -159,7 +159,7 @@ def test_closing_ends_every_process(habits: tuple[str, ...]) -> None:
     pid = int(called(running, "pid").text)
     running.close()
     running.close()
-    assert ends(pid)
+    assert is_gone(pid)
 
 
 def test_closing_in_the_midst_of_starting() -> None:
@@ -180,7 +180,7 @@ def test_nothing_outlives_a_program_that_forgets(then: str, habits: list[str]) -
     script = _FORGETS.format(then=then, habits=habits)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr == ""
-    assert ends(int(done.stdout))
+    assert is_gone(int(done.stdout))
 
 
 # --- without the package
