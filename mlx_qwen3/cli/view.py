@@ -24,6 +24,7 @@ Lines = list[Text]
 _GLIMPSE = 4  # lines of a folded thought that can be seen while it lasts
 _CALL_LINES = 12  # of a call's arguments
 _RESULT_LINES = 6
+_QUICK = 0.01  # seconds of drawing that nobody feels
 _SHARE = 3  # times that drawing took are waited before drawing again
 
 
@@ -135,8 +136,9 @@ class ChatView:
             self._part = ThinkingPart(folded=self._folded) if thinks else MarkdownStream()
         self._count(event)
         self._part.feed(event.text)
-        # A share of the time goes into drawing, never most of it: long tables are slow to draw.
-        if time.perf_counter() - self._drawn >= _SHARE * self._took:
+        # Long tables are slow to draw: never most of the time goes into that.
+        pause = 0.0 if self._took < _QUICK else _SHARE * self._took
+        if time.perf_counter() - self._drawn >= pause:
             self._draw(*self._part.take(self._live.width))
 
     def _count(self, event: Event | None) -> None:

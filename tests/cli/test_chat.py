@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -14,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from mlx_qwen3 import Conversation
-from mlx_qwen3.cli.chat import converse
+from mlx_qwen3 import Conversation, McpServers, Tool, ToolCall
+from mlx_qwen3.agent.approval import Approvals
+from mlx_qwen3.agent.tools import Outcome
+from mlx_qwen3.cli.chat import _decide, converse
 from mlx_qwen3.cli.session import Session
 from mlx_qwen3.cli.slash import COMMANDS, find_command
 from mlx_qwen3.demo import has_demo
 from mlx_qwen3.errors import ContextOverflowError, OptionError, Qwen3Error
 from mlx_qwen3.text.template import ChatTemplate
-from tests.agent.rough import SCRIPT, is_gone
+from tests.agent.rough import SCRIPT, is_gone, rough
 from tests.cli.terminals import CTRL_C, CTRL_D, UP, Command, Terminal
 from tests.fakes import FakeLLM, calls, ends, says, thinks
 
@@ -216,7 +219,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     talk(FakeLLM(), "/help")
     listed = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
     assert listed == list(COMMANDS)
-    assert {"/think", "/no_think", "/reset", "/system", "/help", "/exit"} <= set(listed)
+    wanted = "/thinking /think /no_think /system /mcp /tokens /copy /save /load /reset /help /exit"
+    assert listed == wanted.split()
 
 
 def test_exit_leaves() -> None:
@@ -225,6 +229,137 @@ def test_exit_leaves() -> None:
 
 def test_empty_lines_are_nothing() -> None:
     assert talk(FakeLLM(), "", "   ").chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "said"),
+    [
+        ("/thinking on", {"thinking": True}, "thinking is on"),
+        ("/thinking off", {"thinking": False}, "thinking is off"),
+        (
+            "/thinking 300",
+            {"thinking": True, "thinking_budget": 300},
+            "thinking is on, for at most 300 tokens",
+        ),
+        ("/thinking 0", {}, "/thinking 0: expected on, off, a number"),
+        ("/thinking maybe", {}, "/thinking maybe: expected on, off, a number"),
+        ("/thinking fold", {}, "thoughts are folded"),
+    ],
+)
+def test_thinking_has_a_switch(
+    capsys: pytest.CaptureFixture[str], line: str, options: dict[str, Any], said: str
+) -> None:
+    llm = FakeLLM([ends()])
+    talk(llm, line, "Hi")
+    assert llm.options == [options]
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_switch_lifts_the_budget() -> None:
+    llm = FakeLLM([ends()])
+    talk(llm, "/thinking 300", "/thinking on", "Hi")
+    assert llm.options == [{"thinking": True}]
+
+
+def test_the_last_thought_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM([thinks("Hm."), says("4"), ends()])
+    talk(llm, "/thinking", "2 + 2?", "/thinking 9", "/thinking")
+    assert capsys.readouterr().err.splitlines() == [
+        "thinking is as the model is made",
+        "nothing was thought yet",
+        "thinking is on, for at most 9 tokens",
+        "thinking is on, for at most 9 tokens",
+        "Hm.",
+    ]
+
+
+def test_saving_and_loading(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "my chat.json"
+    talk(FakeLLM([says("4"), ends()]), "2 + 2?", f"/save {path}", system="Add.")
+    llm = FakeLLM([ends()])
+    talk(llm, f"/load {path}", "Sure?", "/save", "/load", f"/load {tmp_path}/none.json")
+    assert llm.prompts[0] == [
+        {"role": "system", "content": "Add."},
+        user("2 + 2?"),
+        assistant("4"),
+        user("Sure?"),
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == [f"saved 2 messages to {path}", f"loaded 2 messages from {path}"]
+    assert said[2:4] == ["/save needs a file's name", "/load needs a file's name"]
+    assert said[4].startswith("error: ")
+    assert "none.json" in said[4]
+
+
+def test_copying_the_last_answer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copied"
+    program = tmp_path / "pbcopy"
+    program.write_text(f"#!/bin/sh\n/bin/cat > {copied}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    talk(FakeLLM([says("It is 85."), ends()]), "/copy", "27 + 58?", "/copy")
+    said = ["there is no answer to copy yet", "copied 9 characters through pbcopy"]
+    assert capsys.readouterr().err.splitlines() == said
+    assert copied.read_text() == "It is 85."
+    program.unlink()
+    talk(FakeLLM([says("It is 85."), ends()]), "27 + 58?", "/copy")
+    assert capsys.readouterr().err.startswith("no clipboard: ")
+
+
+def test_no_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(FakeLLM(), "/mcp")
+    assert capsys.readouterr().err == "no MCP servers: chat --mcp servers.json names some\n"
+
+
+def test_servers_and_what_they_offer(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mcp")
+    off = {"command": "a", "disabled": True}
+    entries = {"a": rough(), "b": rough(), "gone": {"command": "no-such-program"}, "off": off}
+    with McpServers({"mcpServers": entries}) as servers:
+        talk(FakeLLM(), "/mcp", mcp=servers)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "a: ready"
+    assert "  tool a_echo" in lines
+    assert "  tool b_echo" in lines
+    assert any(line.startswith("gone: failed: ") for line in lines)
+    assert lines[-1] == "off: disabled"
+
+
+# --- approval
+
+
+@pytest.mark.parametrize(
+    ("answers", "ran"),
+    [
+        (["o", "o"], 2),
+        (["once", "n"], 1),
+        (["a"], 2),
+        (["v"], 0),
+        (["yes", "", "N", "never"], 0),
+    ],
+)
+def test_each_call_is_asked_about(answers: list[str], ran: int) -> None:
+    again = [calls("look", path="x"), ends("tool_calls")]
+    done: list[Any] = []
+    look = Tool("look", {"name": "look"}, lambda given: done.append(given) or Outcome("seen"))
+    chat = Conversation(FakeLLM(again, again, [ends()]), tools=[look])
+    lines = Typed(*answers)
+    asks = Approvals(functools.partial(_decide, lines))
+    Session(chat, io.StringIO(), asks).ask("Hi")
+    assert len(done) == ran
+    assert lines.asked == ['Run look {"path": "x"}? [o]nce, [a]lways, [n]o, ne[v]er: '] * len(
+        answers
+    )
+
+
+def test_what_is_asked_about_cannot_control_the_terminal() -> None:
+    lines = Typed("n")
+    _decide(lines, ToolCall("a\x1b[2J\nb", {"x\x1b": "\x07" + "y" * 99}))
+    (asked,) = lines.asked
+    assert all(char.isprintable() for char in asked)
+    assert len(asked) < 120
 
 
 # --- interruptions
@@ -481,3 +616,15 @@ def test_a_list_of_servers_that_is_none(command: Command, tmp_path: Path) -> Non
     run = command("chat", "--mcp", str(file))
     assert (run.code, run.out) == (1, "")
     assert "servers.json: holds a list" in run.err
+
+
+@pytest.mark.skipif(not has_demo("demo"), reason="the demo model is not in this checkout")
+def test_tokens(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("/tokens\nWhat is 27 + 58?\n/tokens\n"))
+    run = command("chat", "--seed", "1")
+    lines = [line for line in run.err.splitlines() if "token" in line]
+    assert lines[0].startswith("the conversation is 0 tokens long, 0% of the context of ")
+    read, written = re.findall(r"so far (\d+) read and (\d+) written", run.err)[1]
+    assert int(read) > 0
+    assert int(written) > 0
+    assert "in 1 reply" in run.err
