@@ -15,8 +15,6 @@ import pytest
 from tests.cli.scripted import START
 from tests.cli.terminals import CTRL_C, CTRL_D, UP, Terminal
 
-pytest.importorskip("pyte")
-
 Reply = list[list[str]]
 Chat = Callable[..., Terminal]
 
