@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_qwen3.agent.history import Message, load_messages, save_messages, user
 from mlx_qwen3.agent.loop import Approve, ToolResult, Turn
-from mlx_qwen3.agent.mcp import McpServers
 from mlx_qwen3.agent.tools import Offer, Tool, distinct
 from mlx_qwen3.errors import OptionError
 
 if TYPE_CHECKING:
+    from mlx_qwen3.agent.mcp import McpServers
     from mlx_qwen3.generation.output import Completion, Event
 
 Progress = Callable[[int, int], None]
@@ -86,8 +86,8 @@ class Conversation:
         self.max_steps = max_steps
         self.approve: Approve = approve or (lambda _: True)
         self._own = [Tool.of(tool) for tool in tools]
-        self._owns_servers = mcp is not None and not isinstance(mcp, McpServers)
-        self.servers = mcp if isinstance(mcp, McpServers) or mcp is None else McpServers(mcp)
+        self.servers = None if mcp is None else _servers(mcp)
+        self._owns_servers = self.servers is not mcp
 
     def __enter__(self) -> Conversation:
         return self
@@ -184,3 +184,10 @@ class Conversation:
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, *messages]
+
+
+def _servers(mcp: McpServers | str | Path | Mapping[str, Any]) -> McpServers:
+    # Imported here: a conversation without servers has no use for asyncio.
+    from mlx_qwen3.agent.mcp import McpServers
+
+    return mcp if isinstance(mcp, McpServers) else McpServers(mcp)

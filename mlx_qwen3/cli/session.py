@@ -45,11 +45,11 @@ class PlainView:
         if event.kind == "tool_result":
             text = event.text.replace("\n", " ")
             note(f"{event.call.name} -> {text[:_RESULT]}{'…' * (len(text) > _RESULT)}")
-        elif event.tool_call is None:
+        elif event.kind == "answer":
             self._printer.show(event)
-        elif event.tool_call.error is not None:
+        elif event.tool_call is not None and event.tool_call.error is not None:
             note(f"unreadable call ({event.tool_call.error}): {event.tool_call.raw}")
-        else:
+        elif event.tool_call is not None:
             arguments = json.dumps(event.tool_call.arguments, ensure_ascii=False)
             note(f"calls {event.tool_call.name} {arguments}")
 
