@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,6 +17,8 @@ from mlx_qwen3.agent.tools import Outcome
 
 if TYPE_CHECKING:
     from mcp import Client
+
+logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "failed", "disabled"]
 
@@ -150,6 +153,7 @@ class Connection:
 
     def _fail(self, problem: str) -> None:
         self.state, self.problem = "failed", problem
+        logger.warning("MCP server %s %s", self.spec.name, problem)
 
     def _last_words(self) -> str:
         """The last line a server wrote to stderr, which usually tells what is wrong."""

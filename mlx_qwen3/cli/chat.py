@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -60,7 +62,7 @@ def chat(
         if servers is not None:
             _greet(servers)
         if lines.interactive:
-            note("/help lists the commands, Ctrl-D leaves")
+            note("/help lists the commands, Alt-Enter begins a new line, Ctrl-D leaves")
         converse(session, lines)
 
 
@@ -71,6 +73,8 @@ def _servers(file: str | None) -> Iterator[McpServers | None]:
         return
     from mlx_qwen3.agent.mcp import McpServers
 
+    # What goes wrong with a server is shown in its place, and not also by logging on stderr.
+    logging.getLogger("mlx_qwen3").addHandler(logging.NullHandler())
     with McpServers(file) as servers:
         yield servers
 
@@ -105,7 +109,8 @@ def _greet(servers: McpServers) -> None:
         note(f"MCP servers: {names or 'none'}; /mcp lists them")
 
 
-_ASKED = 40  # characters of a call's arguments; all of them stand above the question
+_CHOICES = "[o]nce, [a]lways, [n]o, ne[v]er: "
+_LEAST = 12  # characters of arguments; fewer tell nothing
 _DECISIONS: dict[str, Decision] = {"o": "once", "a": "always", "n": "no", "v": "never"}
 
 
@@ -114,9 +119,7 @@ def _decide(lines: Lines, call: ToolCall) -> Decision:
     from mlx_qwen3.cli.terminal import note, visible
 
     name = visible(call.name)
-    given = visible(json.dumps(call.arguments, ensure_ascii=False))
-    given = given if len(given) <= _ASKED else given[: _ASKED - 1] + "…"
-    question = f"Run {name} {given}? [o]nce, [a]lways, [n]o, ne[v]er: "
+    question = f"Run {_in_a_line(call)}? {_CHOICES}"
     try:
         while True:
             answer = lines.ask(question).strip().lower()
@@ -126,6 +129,18 @@ def _decide(lines: Lines, call: ToolCall) -> Decision:
     except EOFError:
         note(f"{name} was not run: nobody is there to allow it (--yes allows all)")
         return "no"
+
+
+def _in_a_line(call: ToolCall) -> str:
+    """A call as far as there is room beside the choices; all of it stands above the question."""
+    from mlx_qwen3.cli.terminal import visible
+
+    name = visible(call.name)
+    given = visible(json.dumps(call.arguments, ensure_ascii=False))
+    room = shutil.get_terminal_size().columns - len(f"Run {name} ? {_CHOICES}") - len("a\n")
+    if len(given) > room:
+        given = f"{given[: room - 1]}…" if room >= _LEAST else ""
+    return f"{name} {given}".rstrip()
 
 
 def converse(session: Session, lines: Lines) -> None:

@@ -167,19 +167,17 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 COMMANDS = {
     "/thinking": Command(
-        _thinking,
-        "how it thinks; N: at most N tokens; alone: its last thought",
-        "on|off|N|show|fold",
+        _thinking, "whether it thinks, N: for how long; show, fold; alone: read it", "on|off|N"
     ),
     "/think": Command(lambda session, _: _think(session, True), "think before answering"),
     "/no_think": Command(lambda session, _: _think(session, False), "answer at once"),
     "/system": Command(_system, "set the system message; alone: show it", "TEXT"),
-    "/mcp": Command(_mcp, "list the MCP servers, their tools, resources and prompts"),
-    "/tokens": Command(_tokens, "how long the conversation is, and what was read and written"),
+    "/mcp": Command(_mcp, "list the MCP servers and what they offer"),
+    "/tokens": Command(_tokens, "how long the conversation is; tokens read and written"),
     "/copy": Command(_copy, "put the last answer on the clipboard"),
     "/save": Command(_save, "write the conversation to a JSON file", "FILE"),
     "/load": Command(_load, "go on from a saved conversation", "FILE"),
     "/reset": Command(_reset, "forget the conversation so far"),
     "/help": Command(_help, "show this list"),
-    "/exit": Command(_exit, "leave, as Ctrl-D does; Ctrl-C stops a reply; Alt-Enter: a new line"),
+    "/exit": Command(_exit, "leave, as Ctrl-D does"),
 }

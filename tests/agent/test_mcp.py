@@ -28,7 +28,7 @@ pytest.importorskip("mcp")
 # --- starting
 
 
-def test_servers_start_side_by_side_and_fail_alone() -> None:
+def test_servers_start_side_by_side_and_fail_alone(caplog: pytest.LogCaptureFixture) -> None:
     with servers(
         good=rough(),
         missing={"command": "no-such-program-anywhere"},
@@ -40,12 +40,18 @@ def test_servers_start_side_by_side_and_fail_alone() -> None:
         states = {one.spec.name: state(one) for one in running.connections}
         assert states["good"] == ("ready", "")
         assert states["off"] == ("disabled", "")
-        said = {"missing": "no-such-program", "crash": "bad key", "unset": "NO_SUCH", "nobody": ""}
+        said = {
+            "missing": "no-such-program",
+            "crash": "bad key",
+            "unset": "NO_SUCH",
+            "nobody": "failed: ",
+        }
         for name, words in said.items():
             assert states[name][0] == "failed"
             assert words in states[name][1]
             assert "\n" not in states[name][1]
         assert {tool.server for tool in running.tools()} == {"good"}
+    assert {record.args[0] for record in caplog.records if record.args} == said.keys()
 
 
 def test_a_server_that_never_answers_is_given_up() -> None:

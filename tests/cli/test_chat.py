@@ -217,7 +217,9 @@ def test_a_space_in_front_makes_it_a_message() -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     talk(FakeLLM(), "/help")
-    listed = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) < 80
+    listed = [line.split()[0] for line in lines]
     assert listed == list(COMMANDS)
     wanted = "/thinking /think /no_think /system /mcp /tokens /copy /save /load /reset /help /exit"
     assert listed == wanted.split()
@@ -354,12 +356,13 @@ def test_each_call_is_asked_about(answers: list[str], ran: int) -> None:
     )
 
 
-def test_what_is_asked_about_cannot_control_the_terminal() -> None:
+def test_what_is_asked_about_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
     lines = Typed("n")
     _decide(lines, ToolCall("a\x1b[2J\nb", {"x\x1b": "\x07" + "y" * 99}))
     (asked,) = lines.asked
     assert all(char.isprintable() for char in asked)
-    assert len(asked) < 120
+    assert len(asked) < 90
 
 
 # --- interruptions

@@ -65,11 +65,11 @@ def test_a_turn_with_everything(chat: Chat, columns: int) -> None:
         terminal.wait_for_prompt()
         terminal.type("Look\r")
         for answer in "oa":
-            terminal.wait_for("ne[v]er:")
+            terminal.wait_for("[o]nce")
             terminal.type(f"{answer}\r")
         terminal.wait_for("tokens/s")
         terminal.wait_for_prompt()
-        questions = re.compile(r"Run look [^└]*?: ([oa])\n")
+        questions = re.compile(r"Run look[^└]*?: ([oa])\n")
         rows = re.sub(questions, r"Run look? \1\n", seen(terminal)).split("\n")
     calls_start = rows.index(next(row for row in rows if row.startswith("●")))
     assert rows[:calls_start] == ["", "> Look", "", "thought for 18 tokens", "", "I look.", ""]
@@ -117,7 +117,7 @@ def test_ctrl_c_cancels_a_call_and_the_chat_goes_on(chat: Chat) -> None:
     with chat(slow, says("Fine.")) as terminal:
         terminal.wait_for_prompt()
         terminal.type("Wait\r")
-        terminal.wait_for("ne[v]er:")
+        terminal.wait_for("[o]nce")
         terminal.type("once\r")
         terminal.wait_for("running wait")
         terminal.type(CTRL_C)
@@ -132,9 +132,9 @@ def test_ctrl_c_at_the_question_refuses_the_call(chat: Chat) -> None:
     with chat([call("wait", seconds=60), ["end", "tool_calls"]]) as terminal:
         terminal.wait_for_prompt()
         terminal.type("Wait\r")
-        terminal.wait_for("ne[v]er:")
+        terminal.wait_for("[o]nce")
         terminal.type("what?\r")
-        terminal.wait_for("ne[v]er:")
+        terminal.wait_for("[o]nce")
         terminal.type(CTRL_C)
         terminal.wait_for("(stopped)")
         terminal.wait_for_prompt()
