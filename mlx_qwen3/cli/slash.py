@@ -167,7 +167,7 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 COMMANDS = {
     "/thinking": Command(
-        _thinking, "whether it thinks, N: for how long; show, fold; alone: read it", "on|off|N"
+        _thinking, "whether and how long it thinks; show; fold; alone: read it", "on|off|N"
     ),
     "/think": Command(lambda session, _: _think(session, True), "think before answering"),
     "/no_think": Command(lambda session, _: _think(session, False), "answer at once"),

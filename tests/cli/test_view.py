@@ -234,8 +234,8 @@ def test_a_terminal_without_cursor_gets_plain_text(chat: Chat) -> None:
         assert "\x1b[?" not in terminal.screen
 
 
-def test_most_of_the_time_is_left_to_the_model(chat: Chat) -> None:
-    """A table that is slow to draw is drawn less often, and whole in the end."""
+def test_a_table_that_is_slow_to_draw_is_whole_in_the_end(chat: Chat) -> None:
+    """It is drawn less often than it changes."""
     rows = [f"| {number} | {'word ' * 12}|" for number in range(150)]
     text = "\n".join(["| a | b |", "|---|---|", *rows])
     with chat(says(text), rows=20) as terminal:
