@@ -10,7 +10,6 @@ import contextlib
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
@@ -192,7 +191,18 @@ def note_figures(completion: Completion) -> None:
     """A reply's line of figures, for a person; a program that reads stderr has no use for it."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 20)
-        note("\n".join(textwrap.wrap(figures(completion), width)))
+        note("\n".join(_broken(figures(completion), width)))
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line in several, where it is too long; broken between its figures."""
+    lines: list[str] = []
+    for figure in line.split(" · "):
+        if lines and len(lines[-1]) + len(figure) + 3 <= width:
+            lines[-1] += f" · {figure}"
+        else:
+            lines.append(figure)
+    return lines
 
 
 class PrefillBar:
