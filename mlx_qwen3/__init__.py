@@ -17,6 +17,7 @@ from mlx_qwen3.errors import (
     ConfigError,
     ContextOverflowError,
     DeviceError,
+    McpError,
     ModelNotFoundError,
     OptionError,
     Qwen3Error,
@@ -27,6 +28,10 @@ from mlx_qwen3.errors import (
 )
 
 if TYPE_CHECKING:
+    from mlx_qwen3.agent.conversation import Conversation
+    from mlx_qwen3.agent.loop import ToolResult
+    from mlx_qwen3.agent.mcp import McpServers
+    from mlx_qwen3.agent.tools import Tool
     from mlx_qwen3.engine.settings import PrefixCache
     from mlx_qwen3.generation.output import CallDelta, Completion, Event, Usage
     from mlx_qwen3.generation.sampling import SamplingParams
@@ -42,8 +47,11 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextOverflowError",
+    "Conversation",
     "DeviceError",
     "Event",
+    "McpError",
+    "McpServers",
     "ModelNotFoundError",
     "OptionError",
     "PrefixCache",
@@ -52,7 +60,9 @@ __all__ = [
     "SchemaError",
     "TemplateError",
     "TokenizerError",
+    "Tool",
     "ToolCall",
+    "ToolResult",
     "Usage",
     "WeightsError",
     "__version__",
@@ -71,6 +81,10 @@ _LAZY = {
     "SamplingParams": "mlx_qwen3.generation.sampling",
     "ToolCall": "mlx_qwen3.text.tool_calls",
     "tool_schema": "mlx_qwen3.text.tool_schemas",
+    "Conversation": "mlx_qwen3.agent.conversation",
+    "McpServers": "mlx_qwen3.agent.mcp",
+    "Tool": "mlx_qwen3.agent.tools",
+    "ToolResult": "mlx_qwen3.agent.loop",
 }
 
 

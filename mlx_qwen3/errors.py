@@ -11,7 +11,8 @@
     ├── TemplateError            the chat template refused the messages
     ├── ContextOverflowError     prompt and max_tokens do not fit the context
     ├── CacheFullError           more tokens than a cache was made for
-    └── DeviceError              this machine cannot do what was asked
+    ├── DeviceError              this machine cannot do what was asked
+    └── McpError                 a list of MCP servers that cannot be read, or no SDK to reach them
 
 Every message is one line for a person: what was found, what was expected, what to do.
 """
@@ -63,3 +64,7 @@ class CacheFullError(Qwen3Error):
 
 class DeviceError(Qwen3Error):
     """This machine cannot do what was asked."""
+
+
+class McpError(Qwen3Error):
+    """A list of MCP servers cannot be read, or the `mcp` package is not installed."""

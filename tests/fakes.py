@@ -21,8 +21,11 @@ class FakeLLM:
     replies whose generator was ended, by its end or by force.
     """
 
-    def __init__(self, *scripts: Script | BaseException, mode: str = "hybrid") -> None:
+    def __init__(
+        self, *scripts: Script | BaseException, mode: str = "hybrid", context_length: int = 40_960
+    ) -> None:
         self.mode = mode
+        self.context_length = context_length
         self.prompts: list[Any] = []
         self.options: list[dict[str, Any]] = []
         self.closed = 0
@@ -42,7 +45,12 @@ class FakeLLM:
     ) -> Iterator[Event]:
         """The next script; a prompt that shows up later was copied now."""
         self.prompts.append(copy.deepcopy(prompt))
-        named = {"thinking": thinking, "max_kv_size": max_kv_size, "kv_bits": kv_bits}
+        named = {
+            "thinking": thinking,
+            "tools": tools,
+            "max_kv_size": max_kv_size,
+            "kv_bits": kv_bits,
+        }
         given = {name: value for name, value in named.items() if value is not None}
         self.options.append({**given, **options})
         script = self._scripts.pop(0)

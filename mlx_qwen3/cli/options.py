@@ -49,6 +49,13 @@ ThinkingPresencePenalty = Annotated[
 MaxKvSize = Annotated[
     int | None, typer.Option(help="Remember this many tokens, forget older ones.")
 ]
+Mcp = Annotated[
+    str | None, typer.Option(help="MCP servers the model may use: an mcpServers JSON file.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Let every tool call run unasked.")]
+MaxSteps = Annotated[
+    int | None, typer.Option(help="Replies of one turn that may call tools; default 20.")
+]
 KvBits = Annotated[int | None, typer.Option(help="Store the context in 4 or 8 bits.")]
 NoPrefixCache = Annotated[
     bool, typer.Option("--no-prefix-cache", help="Keep nothing of what is read, on disk least.")

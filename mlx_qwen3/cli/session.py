@@ -1,128 +1,152 @@
-"""One conversation: its history, its settings, and a turn of it on the screen."""
+"""A conversation at the keyboard: a turn on the screen, and what the commands change."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
+import json
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
-from mlx_qwen3.cli.terminal import note_figures, reply_view
+from mlx_qwen3.cli.lines import is_screen, quiet_keys
+from mlx_qwen3.cli.terminal import PrefillBar, ReplyPrinter, note, note_figures, together
 
 if TYPE_CHECKING:
+    from mlx_qwen3.agent.conversation import Conversation
+    from mlx_qwen3.agent.loop import ToolResult
     from mlx_qwen3.generation.output import Completion, Event
     from mlx_qwen3.text.tool_calls import ToolCall
 
-Message = dict[str, Any]
+_RESULT = 200  # characters of a result in a plain note
 
 
-class Talker(Protocol):
-    """What a session needs of an LLM."""
+class View(Protocol):
+    """Where a turn is shown."""
 
-    @property
-    def mode(self) -> str:
-        """How it thinks: "hybrid", "always" or "never"."""
+    def show(self, event: Event | ToolResult) -> None:
+        """Show an event."""
 
-    def stream(
-        self, prompt: Any, *, progress: Callable[[int, int], None] | None = None, **options: Any
-    ) -> Generator[Event, None, None]:
-        """The events of a reply."""
+    def running(self, call: ToolCall) -> None:
+        """Show that a call is allowed and runs."""
+
+    def finish(self) -> None:
+        """Leave everything in order, whatever has happened."""
+
+
+class PlainView:
+    """For files and pipes: the answers alone on `out`, calls and results in notes beside it."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._printer = ReplyPrinter(out, styled=False)
+
+    def show(self, event: Event | ToolResult) -> None:
+        """Print an event."""
+        if event.kind == "tool_result":
+            text = event.text.replace("\n", " ")
+            note(f"{event.call.name} -> {text[:_RESULT]}{'…' * (len(text) > _RESULT)}")
+        elif event.kind == "answer":
+            self._printer.show(event)
+        elif event.tool_call is not None and event.tool_call.error is not None:
+            note(f"unreadable call ({event.tool_call.error}): {event.tool_call.raw}")
+        elif event.tool_call is not None:
+            arguments = json.dumps(event.tool_call.arguments, ensure_ascii=False)
+            note(f"calls {event.tool_call.name} {arguments}")
+
+    def running(self, call: ToolCall) -> None:
+        """Nothing: the call was noted."""
+
+    def finish(self) -> None:
+        """End the last line."""
+        self._printer.finish()
 
 
 @dataclass
 class Session:
-    """A conversation with a model. Owns its messages.
+    """What a chat command works on.
 
-    out: where replies are printed. system: the system message, which is not one of `messages`
-    and so outlives a reset. options: what LLM.stream gets in every turn, "thinking" included.
-    messages: the turns so far in OpenAI's form, reasoning_content and all: it is the chat
-    template that decides how much of it the model sees again.
+    chat: the conversation itself. out: where replies are shown. approve: asked about each call;
+    None lets all of them run. folded: whether thoughts leave only a line behind. spent: the
+    figures of every reply so far.
     """
 
-    llm: Talker
+    chat: Conversation
     out: TextIO
-    system: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
+    approve: Callable[[ToolCall], bool] | None = None
+    folded: bool = True
+    spent: list[Completion] = field(default_factory=list)
+    _view: View | None = None
+
+    def __post_init__(self) -> None:
+        self.chat.approve = self._approve
 
     def check(self) -> None:
         """Raise now what would otherwise spoil every turn: impossible options, no template."""
-        self._events("Hi").close()
+        self.chat.llm.stream(
+            [*self.chat.prompt(), {"role": "user", "content": "Hi"}], **self.chat.options
+        ).close()
 
     def ask(self, text: str) -> None:
-        """Send a message and print the reply as it comes.
+        """Send a message and show the turn as it comes.
 
-        However it ends, what was said until then stays in the history; a message that nothing
-        was said to leaves no trace. Raises what LLM.stream does, and KeyboardInterrupt.
+        However it ends, what was said until then stays in the history. Raises what LLM.stream
+        does, and KeyboardInterrupt.
         """
-        said = Said()
-        try:
-            with (
-                reply_view(self.out) as (printer, progress),
-                contextlib.closing(self._events(text, progress)) as events,
-            ):
+        replies: list[Completion] = []
+        with self._screen() as (view, progress):
+            events = self.chat.stream(text, progress=progress)
+            with contextlib.closing(events):
                 for event in events:
-                    said.add(event)
-                    printer.show(event)
-        finally:
-            if said:
-                self.messages += [_user(text), said.message()]
-        if said.completion is not None:
-            note_figures(said.completion)
+                    view.show(event)
+                    if event.kind == "end" and event.completion is not None:
+                        replies.append(event.completion)
+        if replies:
+            self.spent += replies
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # sets the figures apart from the answer
+            note_figures(together(replies))
+            if replies[-1].finish_reason == "tool_calls" and self.chat.tools:
+                note(f'stopped after {len(replies)} steps; "go on" lets the model go on')
 
     def switch_thinking(self, wanted: bool) -> bool:
         """Think from now on, or do not; False where the model cannot be switched to that."""
-        if self.llm.mode != "hybrid" and wanted != (self.llm.mode == "always"):
+        mode = self.chat.llm.mode
+        if mode != "hybrid" and wanted != (mode == "always"):
             return False
-        self.options["thinking"] = wanted
+        self.chat.options["thinking"] = wanted
         return True
 
-    def _events(
-        self, text: str, progress: Callable[[int, int], None] | None = None
-    ) -> Generator[Event, None, None]:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        prompt = [*system, *self.messages, _user(text)]
-        return self.llm.stream(prompt, progress=progress, **self.options)
+    def last_answer(self) -> str:
+        """What the model said last, "" before it has said anything."""
+        answers = (m["content"] for m in reversed(self.chat.messages) if m["role"] == "assistant")
+        return next((answer for answer in answers if answer), "")
 
+    def last_thought(self) -> str:
+        """What the model thought last, "" where it did not."""
+        thoughts = (message.get("reasoning_content") for message in reversed(self.chat.messages))
+        return next((thought for thought in thoughts if thought), "")
 
-@dataclass
-class Said:
-    """What has come of a reply so far; one that was stopped has no completion. True if anything."""
+    def _approve(self, call: ToolCall) -> bool:
+        allowed = self.approve is None or self.approve(call)
+        if allowed and self._view is not None:
+            self._view.running(call)
+        return allowed
 
-    thinking: str = ""
-    answer: str = ""
-    tool_calls: list[Mapping[str, Any]] = field(default_factory=list)
-    completion: Completion | None = None
+    @contextlib.contextmanager
+    def _screen(self) -> Iterator[tuple[View, Callable[[int, int], None] | None]]:
+        bar = PrefillBar()
+        self._view = view = self._open_view()
+        with quiet_keys(sys.stdin):
+            try:
+                yield view, bar.callback
+            finally:
+                bar.close()
+                view.finish()
+                self._view = None
 
-    def add(self, event: Event) -> None:
-        """Take the next event."""
-        if event.kind == "thinking":
-            self.thinking += event.text
-        elif event.kind == "answer":
-            self.answer += event.text
-        elif event.tool_call is not None and event.tool_call.error is None:
-            self.tool_calls.append(_call(event.tool_call))
-        elif event.tool_call is not None:  # unreadable: only its words can be passed back
-            self.answer += f"\n{event.text}" if self.answer else event.text
-        self.completion = event.completion
+    def _open_view(self) -> View:
+        if not is_screen(self.out):
+            return PlainView(self.out)
+        from mlx_qwen3.cli.view import ChatView
 
-    def __bool__(self) -> bool:
-        return bool(self.thinking or self.answer or self.tool_calls or self.completion)
-
-    def message(self) -> Message:
-        """The assistant's turn in OpenAI's form."""
-        message: Message = {"role": "assistant", "content": self.answer}
-        if self.thinking:
-            message["reasoning_content"] = self.thinking
-        if self.tool_calls:
-            message["tool_calls"] = self.tool_calls
-        return message
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _call(call: ToolCall) -> Mapping[str, Any]:
-    # Arguments stay an object: Qwen3's templates take both, others only that.
-    return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        return ChatView(self.out, folded=self.folded, whole_calls=self.approve is not None)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ DIM, CYAN, RESET = "\x1b[2m", "\x1b[36m", "\x1b[0m"
 _BAR_FROM = 512  # prompt tokens from which reading them deserves a progress bar
 
 # C0 and C1 controls but newline and tab, shown as the replacement character.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10)}
-_CONTROLS[13] = ""
+CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10)}
+CONTROLS[13] = ""
 
 
 class ReplyPrinter:
@@ -45,7 +47,7 @@ class ReplyPrinter:
             return  # a call is shown when it is complete
         text = _describe(event.tool_call) if event.tool_call else event.text
         if self._styled:
-            text = text.translate(_CONTROLS)
+            text = text.translate(CONTROLS)
         self._begin(event.kind)
         self._write(text)
         self._out.flush()
@@ -156,10 +158,36 @@ def _call_as_json(call: ToolCall) -> Mapping[str, Any]:
     return plain if call.error is None else {**plain, "raw": call.raw, "error": call.error}
 
 
+def visible(text: str) -> str:
+    """A text of somebody else's in one line that cannot control the terminal."""
+    return text.translate({**CONTROLS, 9: " ", 10: " "})
+
+
 def note(text: str) -> None:
-    """A line beside the output: on stderr, dimmed on a terminal."""
-    styled = f"{DIM}{text}{RESET}" if sys.stderr.isatty() else text
+    """Lines beside the output: on stderr, dimmed on a terminal, which they cannot control."""
+    styled = f"{DIM}{text.translate(CONTROLS)}{RESET}" if sys.stderr.isatty() else text
     print(styled, file=sys.stderr, flush=True)
+
+
+def together(completions: Sequence[Completion]) -> Completion:
+    """The replies of one turn as one, for their figures: tokens and seconds added up."""
+    last = completions[-1]
+    usages, timings = [one.usage for one in completions], [one.timing for one in completions]
+    decode = sum(timing.decode for timing in timings)
+    after_first = sum(max(usage.completion_tokens - 1, 0) for usage in usages)
+    usage = replace(
+        last.usage,
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        thinking_tokens=sum(usage.thinking_tokens for usage in usages),
+    )
+    timing = replace(
+        last.timing,
+        prefill=sum(timing.prefill for timing in timings),
+        decode=decode,
+        tokens_per_second=after_first / decode if decode > 0 else 0.0,
+    )
+    return replace(last, usage=usage, timing=timing)
 
 
 def note_figures(completion: Completion) -> None:
@@ -167,7 +195,19 @@ def note_figures(completion: Completion) -> None:
     for warning in completion.warnings:
         note(f"warning: {warning}")
     if sys.stderr.isatty():
-        note(figures(completion))
+        width = max(shutil.get_terminal_size().columns - 1, 20)
+        note("\n".join(_broken(figures(completion), width)))
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line in several, where it is too long; broken between its figures."""
+    lines: list[str] = []
+    for figure in line.split(" · "):
+        if lines and len(lines[-1]) + len(figure) + 3 <= width:
+            lines[-1] += f" · {figure}"
+        else:
+            lines.append(figure)
+    return lines
 
 
 class PrefillBar:

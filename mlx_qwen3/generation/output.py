@@ -110,6 +110,7 @@ class Event:
     of the arguments; when the call is complete, tool_call is what it says and text the call as
     written (before, None and empty). A call that cannot be read ends as an "answer" with its text
     and a warning. "end": completion is the whole reply, text is empty.
+    thinking_tokens: tokens of thinking so far, tags included.
     """
 
     kind: EventKind
@@ -118,6 +119,7 @@ class Event:
     completion: Completion | None = None
     call: CallDelta | None = None
     warning: str | None = None
+    thinking_tokens: int = 0
 
 
 @dataclass

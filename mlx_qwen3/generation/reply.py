@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -139,7 +140,8 @@ class Reply:
 
     def _take(self, token: Token) -> list[Event]:
         self._meter.add(token.token_id)
-        return self._output.add(token)
+        events = self._output.add(token)
+        return [replace(event, thinking_tokens=self._meter.tokens) for event in events]
 
     def _require_loop(self) -> TokenLoop:
         if self._loop is None:

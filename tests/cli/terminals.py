@@ -10,11 +10,14 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NamedTuple
+
+import pyte
 
 PATIENCE = 60.0  # seconds; only a failing test waits that long
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
@@ -31,30 +34,42 @@ class Run(NamedTuple):
 Command = Callable[..., Run]
 
 # The child makes the terminal its own, so that Ctrl-C reaches it as a signal.
-_START = """\
+_OWN_TERMINAL = """\
 import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from mlx_qwen3.cli import main
-main()
 """
+_READS_KEYS = "\x1b[?2004h"  # bracketed paste is on
+_UNWANTED = ("COLUMNS", "LINES", "NO_COLOR", "DISPLAY", "WAYLAND_DISPLAY")
 
 
 class Terminal:
-    """`mlx-qwen3 ARGS` on a terminal of 100 columns.
+    """`mlx-qwen3 ARGS` on a terminal.
 
+    start: what is run instead, a Python program. env: set beside what this process has.
     screen: everything it has shown so far, escape sequences included, "\\r\\n" as "\\n".
     """
 
-    def __init__(self, *args: str) -> None:
+    def __init__(
+        self,
+        *args: str,
+        columns: int = 100,
+        rows: int = 40,
+        start: str = "from mlx_qwen3.cli import main; main()",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._fd, child = pty.openpty()
-        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, *args],
+        self.columns, self.rows = columns, rows
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self._state = tempfile.TemporaryDirectory()  # no history of anybody's is read or written
+        kept = {name: text for name, text in os.environ.items() if name not in _UNWANTED}
+        own = {"TERM": "xterm-256color", "XDG_STATE_HOME": self._state.name}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _OWN_TERMINAL + start, *args],
             stdin=child,
             stdout=child,
             stderr=child,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+            env={**kept, **own, **(env or {})},
         )
         os.close(child)
         self._raw = b""
@@ -69,13 +84,32 @@ class Terminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
         os.close(self._fd)
+        self._state.cleanup()
 
     @property
     def screen(self) -> str:
         return self._raw.decode(errors="replace").replace("\r\n", "\n")
+
+    @property
+    def lines(self) -> list[str]:
+        """What a person sees now: the rows of the screen and what has scrolled off it."""
+        picture = self.picture()
+        rows = [*picture.history.top, *(picture.buffer[row] for row in range(self.rows))]
+        return ["".join(row[x].data for x in range(self.columns)).rstrip() for row in rows]
+
+    def picture(self) -> pyte.HistoryScreen:
+        """The screen as a terminal emulator draws it."""
+        picture = pyte.HistoryScreen(self.columns, self.rows, history=10_000, ratio=1)
+        pyte.ByteStream(picture).feed(self._raw)
+        return picture
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the size; the program gets its signal."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.columns, self.rows = columns, rows
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
@@ -90,6 +124,12 @@ class Terminal:
         self._seen = found + len(text)
         return between
 
+    def wait_for_prompt(self) -> str:
+        """Wait until keys are read for a message; return what lies between."""
+        between = self.wait_for(_READS_KEYS)
+        self.wait_for(">")
+        return between
+
     def interrupt(self, shows: str) -> None:
         """Press Ctrl-C until the text appears.
 
@@ -98,7 +138,7 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE
         while shows not in self.screen[self._seen :] and time.monotonic() < deadline:
             self.type(CTRL_C)
-            if not self._read(time.monotonic() + 3) and self._process.poll() is not None:
+            if not self._read(time.monotonic() + 3) and self.process.poll() is not None:
                 break
         self.wait_for(shows)
 
@@ -107,7 +147,7 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE
         while self._read(deadline):
             pass
-        return self._process.wait(PATIENCE)
+        return self.process.wait(PATIENCE)
 
     def _read(self, deadline: float) -> bool:
         """Take what was written; False at the end of it, or of our patience."""

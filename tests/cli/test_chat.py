@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +15,16 @@ from typing import Any
 
 import pytest
 
-from mlx_qwen3.cli.chat import converse
+from mlx_qwen3 import Conversation, McpServers, Tool, ToolCall
+from mlx_qwen3.agent.approval import Approvals
+from mlx_qwen3.agent.tools import Outcome
+from mlx_qwen3.cli.chat import _decide, converse
 from mlx_qwen3.cli.session import Session
 from mlx_qwen3.cli.slash import COMMANDS, find_command
-from mlx_qwen3.cli.terminal import DIM, RESET
 from mlx_qwen3.demo import has_demo
 from mlx_qwen3.errors import ContextOverflowError, OptionError, Qwen3Error
 from mlx_qwen3.text.template import ChatTemplate
+from tests.agent.rough import SCRIPT, is_gone, rough
 from tests.cli.terminals import CTRL_C, CTRL_D, UP, Command, Terminal
 from tests.fakes import FakeLLM, calls, ends, says, thinks
 
@@ -31,6 +36,7 @@ class Typed:
 
     def __init__(self, *lines: str | BaseException, interactive: bool = True) -> None:
         self.interactive = interactive
+        self.asked: list[str] = []
         self._lines = [*lines, EOFError()]
 
     def read(self) -> str:
@@ -39,10 +45,19 @@ class Typed:
             raise line
         return line
 
+    def ask(self, question: str) -> str:
+        self.asked.append(question)
+        return self.read()
+
+
+def open_session(llm: FakeLLM, **settings: Any) -> Session:
+    """A session whose replies go to a text."""
+    return Session(Conversation(llm, **settings), io.StringIO())
+
 
 def talk(llm: FakeLLM, *lines: str | BaseException, **settings: Any) -> Session:
     """A conversation in which these lines are typed."""
-    session = Session(llm, io.StringIO(), **settings)
+    session = open_session(llm, **settings)
     converse(session, Typed(*lines))
     return session
 
@@ -75,10 +90,12 @@ def test_every_turn_sees_the_ones_before() -> None:
 def test_calls_are_kept_as_calls() -> None:
     llm = FakeLLM([says("Let me look."), calls("time", zone="Asia/Tokyo"), ends("tool_calls")])
     call = {
+        "id": "call_1",
         "type": "function",
         "function": {"name": "time", "arguments": {"zone": "Asia/Tokyo"}},
     }
-    assert talk(llm, "What time is it?").messages == [
+    tools = [{"name": "time"}]  # nobody here answers its calls
+    assert talk(llm, "What time is it?", tools=tools).chat.messages == [
         user("What time is it?"),
         assistant("Let me look.", tool_calls=[call]),
     ]
@@ -86,16 +103,16 @@ def test_calls_are_kept_as_calls() -> None:
 
 def test_a_call_that_made_no_sense_is_kept_as_text() -> None:
     llm = FakeLLM([says("Well:"), calls("time", error="has no name"), ends()])
-    assert talk(llm, "Hi").messages[1] == assistant("Well:\n<tool_call>time</tool_call>")
+    assert talk(llm, "Hi").chat.messages[1] == assistant("Well:\n<tool_call>time</tool_call>")
 
 
 def test_an_empty_reply_is_a_reply() -> None:
-    assert talk(FakeLLM([ends()]), "Hi").messages == [user("Hi"), assistant("")]
+    assert talk(FakeLLM([ends()]), "Hi").chat.messages == [user("Hi"), assistant("")]
 
 
 def test_options_go_with_every_turn() -> None:
     llm = FakeLLM([ends()], [ends()])
-    talk(llm, "a", "b", options={"max_tokens": 5, "kv_bits": 8})
+    talk(llm, "a", "b", max_tokens=5, kv_bits=8)
     assert llm.options == [{"max_tokens": 5, "kv_bits": 8}] * 2
 
 
@@ -103,7 +120,7 @@ def test_the_template_drops_earlier_thinking() -> None:
     """What is stored is what templates expect: Qwen3's own leave old thoughts out."""
     session = talk(FakeLLM([thinks("Hm."), says("4"), ends()]), "2 + 2?")
     template = ChatTemplate(QWEN3_TEMPLATE.read_text(), {"eos_token": "<|im_end|>"})
-    text = template.render([*session.messages, user("Sure?")])
+    text = template.render([*session.chat.messages, user("Sure?")])
     assert "<|im_start|>assistant\n4<|im_end|>" in text
     assert "Hm." not in text
 
@@ -155,7 +172,7 @@ def test_a_model_that_cannot_switch(
     capsys: pytest.CaptureFixture[str], mode: str, can: str, cannot: str
 ) -> None:
     session = talk(FakeLLM([ends()], mode=mode), can, cannot, "a")
-    assert session.options == {"thinking": can == "/think"}
+    assert session.chat.options == {"thinking": can == "/think"}
     assert capsys.readouterr().err.splitlines() == [
         f"thinking is {'on' if can == '/think' else 'off'}",
         f"this model {mode} thinks: that cannot be switched",
@@ -188,29 +205,164 @@ def test_a_command_that_cannot_be_is_not_sent(
 ) -> None:
     llm = FakeLLM([ends()])
     session = talk(llm, line, "Hi")
-    assert session.messages[0] == user("Hi")
+    assert session.chat.messages[0] == user("Hi")
     said = capsys.readouterr().err
     assert line.split()[0] in said
     assert said.count("\n") == 1
 
 
 def test_a_space_in_front_makes_it_a_message() -> None:
-    assert talk(FakeLLM([ends()]), " /bogus ").messages[0] == user("/bogus")
+    assert talk(FakeLLM([ends()]), " /bogus ").chat.messages[0] == user("/bogus")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     talk(FakeLLM(), "/help")
-    listed = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) < 80
+    listed = [line.split()[0] for line in lines]
     assert listed == list(COMMANDS)
-    assert {"/think", "/no_think", "/reset", "/system", "/help", "/exit"} <= set(listed)
+    wanted = "/thinking /think /no_think /system /mcp /tokens /copy /save /load /reset /help /exit"
+    assert listed == wanted.split()
 
 
 def test_exit_leaves() -> None:
-    assert talk(FakeLLM(), "/exit", "Hi").messages == []
+    assert talk(FakeLLM(), "/exit", "Hi").chat.messages == []
 
 
 def test_empty_lines_are_nothing() -> None:
-    assert talk(FakeLLM(), "", "   ").messages == []
+    assert talk(FakeLLM(), "", "   ").chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "said"),
+    [
+        ("/thinking on", {"thinking": True}, "thinking is on"),
+        ("/thinking off", {"thinking": False}, "thinking is off"),
+        (
+            "/thinking 300",
+            {"thinking": True, "thinking_budget": 300},
+            "thinking is on, for at most 300 tokens",
+        ),
+        ("/thinking 0", {}, "/thinking 0: expected on, off, a number"),
+        ("/thinking maybe", {}, "/thinking maybe: expected on, off, a number"),
+        ("/thinking fold", {}, "thoughts are folded"),
+    ],
+)
+def test_thinking_has_a_switch(
+    capsys: pytest.CaptureFixture[str], line: str, options: dict[str, Any], said: str
+) -> None:
+    llm = FakeLLM([ends()])
+    talk(llm, line, "Hi")
+    assert llm.options == [options]
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_switch_lifts_the_budget() -> None:
+    llm = FakeLLM([ends()])
+    talk(llm, "/thinking 300", "/thinking on", "Hi")
+    assert llm.options == [{"thinking": True}]
+
+
+def test_the_last_thought_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM([thinks("Hm."), says("4"), ends()])
+    talk(llm, "/thinking", "2 + 2?", "/thinking 9", "/thinking")
+    assert capsys.readouterr().err.splitlines() == [
+        "thinking is as the model is made",
+        "nothing was thought yet",
+        "thinking is on, for at most 9 tokens",
+        "thinking is on, for at most 9 tokens",
+        "Hm.",
+    ]
+
+
+def test_saving_and_loading(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "my chat.json"
+    talk(FakeLLM([says("4"), ends()]), "2 + 2?", f"/save {path}", system="Add.")
+    llm = FakeLLM([ends()])
+    talk(llm, f"/load {path}", "Sure?", "/save", "/load", f"/load {tmp_path}/none.json")
+    assert llm.prompts[0] == [
+        {"role": "system", "content": "Add."},
+        user("2 + 2?"),
+        assistant("4"),
+        user("Sure?"),
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == [f"saved 2 messages to {path}", f"loaded 2 messages from {path}"]
+    assert said[2:4] == ["/save needs a file's name", "/load needs a file's name"]
+    assert said[4].startswith("error: ")
+    assert "none.json" in said[4]
+
+
+def test_copying_the_last_answer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copied"
+    program = tmp_path / "pbcopy"
+    program.write_text(f"#!/bin/sh\n/bin/cat > {copied}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    talk(FakeLLM([says("It is 85."), ends()]), "/copy", "27 + 58?", "/copy")
+    said = ["there is no answer to copy yet", "copied 9 characters through pbcopy"]
+    assert capsys.readouterr().err.splitlines() == said
+    assert copied.read_text() == "It is 85."
+    program.unlink()
+    talk(FakeLLM([says("It is 85."), ends()]), "27 + 58?", "/copy")
+    assert capsys.readouterr().err.startswith("no clipboard: ")
+
+
+def test_no_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(FakeLLM(), "/mcp")
+    assert capsys.readouterr().err == "no MCP servers: chat --mcp servers.json names some\n"
+
+
+def test_servers_and_what_they_offer(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mcp")
+    off = {"command": "a", "disabled": True}
+    entries = {"a": rough(), "b": rough(), "gone": {"command": "no-such-program"}, "off": off}
+    with McpServers({"mcpServers": entries}) as servers:
+        talk(FakeLLM(), "/mcp", mcp=servers)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "a: ready"
+    assert "  tool a_echo" in lines
+    assert "  tool b_echo" in lines
+    assert any(line.startswith("gone: failed: ") for line in lines)
+    assert lines[-1] == "off: disabled"
+
+
+# --- approval
+
+
+@pytest.mark.parametrize(
+    ("answers", "ran"),
+    [
+        (["o", "o"], 2),
+        (["once", "n"], 1),
+        (["a"], 2),
+        (["v"], 0),
+        (["yes", "", "N", "never"], 0),
+    ],
+)
+def test_each_call_is_asked_about(answers: list[str], ran: int) -> None:
+    again = [calls("look", path="x"), ends("tool_calls")]
+    done: list[Any] = []
+    look = Tool("look", {"name": "look"}, lambda given: done.append(given) or Outcome("seen"))
+    chat = Conversation(FakeLLM(again, again, [ends()]), tools=[look])
+    lines = Typed(*answers)
+    asks = Approvals(functools.partial(_decide, lines))
+    Session(chat, io.StringIO(), asks).ask("Hi")
+    assert len(done) == ran
+    assert lines.asked == ['Run look {"path": "x"}? [o]nce, [a]lways, [n]o, ne[v]er: '] * len(
+        answers
+    )
+
+
+def test_what_is_asked_about_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    lines = Typed("n")
+    _decide(lines, ToolCall("a\x1b[2J\nb", {"x\x1b": "\x07" + "y" * 99}))
+    (asked,) = lines.asked
+    assert all(char.isprintable() for char in asked)
+    assert len(asked) < 90
 
 
 # --- interruptions
@@ -235,11 +387,11 @@ def test_stopping_before_anything_was_said_leaves_no_trace() -> None:
 def test_stopping_while_printing_stops_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C may strike anywhere, also where the generator only waits to be asked again."""
     llm = FakeLLM([says("Once"), says(" upon")])
-    session = Session(llm, io.StringIO())
+    session = open_session(llm)
     monkeypatch.setattr(session.out, "flush", interrupt_once())
     converse(session, Typed("A story"))
     assert llm.closed == 1
-    assert session.messages == [user("A story"), assistant("Once")]
+    assert session.chat.messages == [user("A story"), assistant("Once")]
 
 
 def interrupt_once() -> Any:
@@ -254,13 +406,13 @@ def interrupt_once() -> Any:
 
 def test_ctrl_c_at_the_prompt_says_how_to_leave(capsys: pytest.CaptureFixture[str]) -> None:
     session = talk(FakeLLM([says("Hello"), ends()]), KeyboardInterrupt(), "Hi")
-    assert len(session.messages) == 2
+    assert len(session.chat.messages) == 2
     assert "Ctrl-D or /exit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lines", [("Hi",), (KeyboardInterrupt(),)])
 def test_nobody_is_there_to_stop_only_the_reply(lines: tuple[str | BaseException, ...]) -> None:
-    session = Session(FakeLLM([says("Hello"), KeyboardInterrupt()]), io.StringIO())
+    session = open_session(FakeLLM([says("Hello"), KeyboardInterrupt()]))
     with pytest.raises(KeyboardInterrupt):
         converse(session, Typed(*lines, interactive=False))
 
@@ -269,13 +421,13 @@ def test_nobody_is_there_to_stop_only_the_reply(lines: tuple[str | BaseException
 def test_an_error_ends_the_turn_only(capsys: pytest.CaptureFixture[str], script: Any) -> None:
     llm = FakeLLM(script, [says("Hello"), ends()])
     session = talk(llm, "Hi", "Again")
-    assert session.messages == [user("Again"), assistant("Hello")]
+    assert session.chat.messages == [user("Again"), assistant("Hello")]
     assert capsys.readouterr().err == "error: no such thing\n"
 
 
 def test_an_error_in_the_midst_keeps_what_was_said() -> None:
     llm = FakeLLM([says("Hello"), Qwen3Error("broken")])
-    assert talk(llm, "Hi").messages == [user("Hi"), assistant("Hello")]
+    assert talk(llm, "Hi").chat.messages == [user("Hi"), assistant("Hello")]
 
 
 def test_a_conversation_that_has_grown_too_long(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +439,7 @@ def test_a_conversation_that_has_grown_too_long(capsys: pytest.CaptureFixture[st
     assert "shorten" not in said
     assert "/reset" in said
     assert "--max-kv-size" in said
-    assert session.messages == [user("More"), assistant("")]
+    assert session.chat.messages == [user("More"), assistant("")]
 
 
 # --- the command
@@ -364,42 +516,65 @@ def test_without_a_model_it_is_the_demo(
 
 def test_on_a_terminal(thinker: Path) -> None:
     """A whole conversation as a person has it, keys and all."""
-    pytest.importorskip("readline")
     with Terminal("chat", "-m", str(thinker), "--max-kv-size", "300") as terminal:
         terminal.wait_for("/help lists the commands")
-        terminal.wait_for("> ")
-        terminal.interrupt("Ctrl-D or /exit leaves")
-        terminal.wait_for("> ")
-        terminal.type("Hello\n")
-        terminal.wait_for(f"\n{DIM}")
+        terminal.wait_for_prompt()
         terminal.type(CTRL_C)
-        assert terminal.wait_for(f"(stopped){RESET}").endswith(f"{RESET}\n{DIM}")
-        terminal.wait_for("> ")
-        terminal.type("/no_think\n")
+        terminal.wait_for("Ctrl-D or /exit leaves")
+        terminal.wait_for_prompt()
+        terminal.type("Hello\r")
+        terminal.wait_for("thinking")
+        terminal.wait_for("tokens")
+        terminal.type(CTRL_C)
+        assert "thought for" in terminal.wait_for("(stopped)")
+        terminal.wait_for_prompt()
+        terminal.type("/no_think\r")
         terminal.wait_for("this model always thinks")
-        terminal.wait_for("> ")
+        terminal.wait_for_prompt()
         terminal.type(UP + UP)
         terminal.wait_for("Hello")
-        terminal.type("\n")
-        terminal.wait_for(f"\n{DIM}")
+        terminal.type("\r")
+        terminal.wait_for("thinking")
         terminal.type(CTRL_C)
         terminal.wait_for("(stopped)")
-        terminal.wait_for("> ")
+        terminal.wait_for_prompt()
         terminal.type(CTRL_D)
         assert terminal.wait_for_end() == 0
-    assert terminal.screen.endswith("\n")
+    assert terminal.picture().cursor.x == 0
 
 
 def test_figures_on_a_terminal(checkpoint: Path) -> None:
     with Terminal("chat", "-m", str(checkpoint), "--max-tokens", "5") as terminal:
-        terminal.wait_for("> ")
-        terminal.type("Hello\n")
-        figures = r"\x1b\[2m\d+ tokens read .* tokens/s · peak memory [\d.]+ MB.*\x1b\[0m\n"
+        terminal.wait_for_prompt()
+        terminal.type("Hello\r")
         terminal.wait_for("tokens/s")
-        terminal.wait_for("> ")
-        terminal.type("/exit\n")
+        terminal.wait_for_prompt()
+        terminal.type("/exit\r")
         assert terminal.wait_for_end() == 0
-    assert re.search(figures, terminal.screen)
+    assert re.search(r"\d+ tokens read .* tokens/s · peak memory [\d.]+ MB", terminal.screen)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("busy", [False, True])
+def test_no_server_outlives_a_chat_that_is_told_to_go(
+    thinker: Path, tmp_path: Path, number: signal.Signals, busy: bool
+) -> None:
+    pytest.importorskip("mcp")
+    pids = tmp_path / "pids"
+    script = f"echo $$ >> {pids}; exec {sys.executable} {SCRIPT} stubborn"
+    servers = {"a": {"command": "sh", "args": ["-c", script]}}
+    file = tmp_path / "servers.json"
+    file.write_text(json.dumps({"mcpServers": servers}))
+    with Terminal(
+        "chat", "-m", str(thinker), "--max-kv-size", "300", "--mcp", str(file)
+    ) as terminal:
+        terminal.wait_for_prompt()
+        if busy:
+            terminal.type("Hello\r")
+            terminal.wait_for("thinking")
+        terminal.process.send_signal(number)
+        assert terminal.wait_for_end() == 128 + number
+    assert is_gone(int(pids.read_text()))
 
 
 # --- with a model that knows something
@@ -413,3 +588,46 @@ def test_the_demo_in_conversation(command: Command, monkeypatch: pytest.MonkeyPa
     assert run.code == 0
     assert "85" in run.out
     assert "7" in run.out.splitlines()[-1]
+
+
+@pytest.mark.skipif(not has_demo("demo"), reason="the demo model is not in this checkout")
+def test_the_demo_asks_a_real_server_for_the_time(tmp_path: Path) -> None:
+    pytest.importorskip("mcp_server_time")
+    time = {"command": sys.executable, "args": ["-m", "mcp_server_time"]}
+    entries = {"time": time, "broken": {"command": "no-such-program-anywhere"}}
+    file = tmp_path / "servers.json"
+    file.write_text(json.dumps({"mcpServers": entries}))
+    question = b"What time is it in Tokyo?\n"
+    options = ("--mcp", str(file), "--temperature", "0")
+    run = chat(*options, "--yes", stdin=question)
+    assert run.returncode == 0
+    answer = re.fullmatch(r"It is (\d\d:\d\d) in Tokyo\.\n", run.stdout.decode())
+    assert answer is not None
+    notes = run.stderr.decode().splitlines()
+    assert notes[1].startswith("MCP server broken failed: ")
+    assert notes[2] == 'calls get_current_time {"timezone": "Asia/Tokyo"}'
+    assert notes[3].startswith("get_current_time -> {")
+    assert answer[1] in notes[3]
+    refused = chat(*options, stdin=question)
+    assert "get_current_time was not run: nobody is there to allow it" in refused.stderr.decode()
+    assert not re.search(r"\d\d:\d\d", refused.stdout.decode())
+
+
+def test_a_list_of_servers_that_is_none(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "servers.json"
+    file.write_text("[]")
+    run = command("chat", "--mcp", str(file))
+    assert (run.code, run.out) == (1, "")
+    assert "servers.json: holds a list" in run.err
+
+
+@pytest.mark.skipif(not has_demo("demo"), reason="the demo model is not in this checkout")
+def test_tokens(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("/tokens\nWhat is 27 + 58?\n/tokens\n"))
+    run = command("chat", "--seed", "1")
+    lines = [line for line in run.err.splitlines() if "token" in line]
+    assert lines[0].startswith("the conversation is 0 tokens long, 0% of the context of ")
+    read, written = re.findall(r"so far (\d+) read and (\d+) written", run.err)[1]
+    assert int(read) > 0
+    assert int(written) > 0
+    assert "in 1 reply" in run.err

@@ -1,0 +1,1 @@
+"""Conversations that act: history, tools, MCP servers, and the loop between them."""
