@@ -163,12 +163,14 @@ class SparseMLP(Module):
         """The chosen experts of each token and their weights: (T, top_k) both.
 
         Softmax keeps the order, so the choice is made on the logits; with norm_topk_prob the
-        softmax over the chosen ones alone is the same number as renormalising them all.
+        softmax over the chosen ones alone is the same number as renormalising them all. `precise`
+        is float32 inside, as the reference; casts around it would be kernels of their own.
         """
-        logits = self.router(tokens).astype(mx.float32)  # (T, num_experts)
+        logits = self.router(tokens)  # (T, num_experts)
         first = logits.shape[-1] - self._top_k
         experts = mx.argpartition(logits, kth=first, axis=-1)[:, first:]
         chosen = mx.take_along_axis(logits, experts, axis=-1)
         if self._norm_topk_prob:
-            return experts, mx.softmax(chosen, axis=-1)
-        return experts, mx.exp(chosen - mx.logsumexp(logits, axis=-1, keepdims=True))
+            return experts, mx.softmax(chosen, axis=-1, precise=True)
+        total = mx.logsumexp(logits.astype(mx.float32), axis=-1, keepdims=True)
+        return experts, mx.exp(chosen.astype(mx.float32) - total)
