@@ -117,7 +117,7 @@ class FakeApi:
             yield "data: [DONE]\n\n"
         finally:
             self.streaming -= 1
-            await chunks.aclose()  # type: ignore[attr-defined]
+            await chunks.aclose()
 
     async def _play(self, reply: Played) -> AsyncIterator[Chunk]:
         for delta in reply.deltas:
@@ -134,7 +134,7 @@ class FakeApi:
         thinking = body.get("chat_template_kwargs", {}).get("enable_thinking")
         calls = 0
         events = self.llm.astream(body["messages"], thinking=thinking, **options)
-        async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async with contextlib.aclosing(events):
             async for event in events:
                 if event.completion is not None:
                     yield _chunk({}, event.completion.finish_reason)
@@ -148,13 +148,13 @@ class FakeApi:
 
 
 @contextlib.contextmanager
-def serving(api: FakeApi, port: int = 0) -> Iterator[str]:
-    """A real server on this machine (port 0: a free one); yields the page's address."""
+def serving(app: Starlette, port: int = 0) -> Iterator[str]:
+    """A real server on this machine (port 0: a free one); yields its address."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         config = uvicorn.Config(
-            api.app(), log_level="critical", lifespan="off", timeout_graceful_shutdown=1
+            app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="page")

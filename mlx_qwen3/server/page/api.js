@@ -22,7 +22,7 @@ export class Api {
   /** The models on offer: [{id, ...}]. Raises ApiError. */
   async models() {
     const response = await this.#fetch("v1/models");
-    const { data } = await readJson(response);
+    const data = (await readJson(response))?.data;
     return Array.isArray(data) ? data.filter((model) => typeof model?.id === "string") : [];
   }
 
@@ -35,7 +35,7 @@ export class Api {
       signal,
     });
     if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) {
-      throw new ApiError("garbled", { detail: "The answer is not an event stream." });
+      throw new ApiError("garbled");
     }
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;
@@ -56,8 +56,8 @@ export class Api {
       throw error.name === "AbortError" ? error : new ApiError("gone");
     }
     if (response.ok) return response;
-    const { error } = await response.json().catch(() => ({}));
-    throw failure(response, error);
+    const answer = await response.json().catch(() => null);
+    throw failure(response, answer?.error);
   }
 }
 
@@ -91,22 +91,23 @@ async function readJson(response) {
   try {
     return await response.json();
   } catch {
-    throw new ApiError("garbled", { detail: "The answer is not JSON." });
+    throw new ApiError("garbled");
   }
 }
 
 function parseChunk(data) {
   try {
-    return JSON.parse(data);
+    return Object(JSON.parse(data));
   } catch {
-    throw new ApiError("garbled", { detail: "A part of the stream is not JSON." });
+    throw new ApiError("garbled");
   }
 }
 
-function failure({ status, headers }, error) {
+function failure({ ok, status, headers }, error) {
   const detail = typeof error === "string" ? error : (error?.message ?? "");
   const overflow = [error?.code, error?.type].includes(OVERFLOW);
-  const kind = overflow ? "overflow" : (KINDS[status] ?? (status < 500 ? "refused" : "failed"));
+  const general = ok || status >= 500 ? "failed" : "refused"; // ok: it failed in the midst of it
+  const kind = overflow ? "overflow" : (KINDS[status] ?? general);
   return new ApiError(kind, { detail, status, retryAfter: seconds(headers.get("Retry-After")) });
 }
 

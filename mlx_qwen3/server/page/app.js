@@ -72,7 +72,7 @@ class App {
     if (startsChat(event)) {
       event.preventDefault();
       this.#newChat();
-    } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+    } else if (event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]")) {
       if (!this.sidebar.closeDrawer()) this.#stop();
     }
   }

@@ -7,6 +7,7 @@ export class KeyDialog {
   constructor(dialog, given) {
     this.dialog = dialog;
     this.form = dialog.querySelector("form");
+    dialog.querySelector("[data-cancel]").addEventListener("click", () => dialog.close());
     this.form.addEventListener("submit", () => {
       const key = this.form.elements.key.value.trim();
       this.form.reset();

@@ -38,7 +38,7 @@ export class Models {
   /** The chosen model, asked for if need be. Raises ApiError. */
   async need() {
     if (!this.current) await this.#fetch();
-    if (!this.current) throw new ApiError("failed", { detail: "It has no models." });
+    if (!this.current) throw new ApiError("empty");
     this.trouble.replaceChildren();
     return this.current;
   }

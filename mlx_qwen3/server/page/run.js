@@ -55,7 +55,7 @@ export class Run {
 }
 
 /** An error as data. One that is not the API's is a fault of the page, and says what it is. */
-function describe({ kind = "failed", detail, message, retryAfter }) {
+function describe({ kind = "page", detail, message, retryAfter }) {
   const again = retryAfter ? { retryAt: Date.now() + retryAfter * 1000 } : {};
   return { kind, detail: detail ?? message, ...again };
 }

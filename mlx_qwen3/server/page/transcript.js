@@ -1,7 +1,7 @@
 // The messages of the conversation on show.
 
 import { lastUser, resultOf } from "./conversation.js";
-import { confirmed, copy } from "./dom.js";
+import { confirmed, copy, element } from "./dom.js";
 import { ReplyView } from "./reply_view.js";
 import { UserView } from "./user_view.js";
 
@@ -28,7 +28,7 @@ export class Transcript {
     this.conversation = conversation;
     this.#views.clear();
     this.column.replaceChildren();
-    this.live.textContent = "";
+    this.live.replaceChildren();
     this.#spoken = Infinity;
     this.sync();
     this.follow();
@@ -67,7 +67,7 @@ export class Transcript {
 
   #add(message) {
     const view = new VIEWS[message.role](message, this.actions);
-    if (message.state === "streaming") this.#spoken = 0;
+    if (message.state === "streaming") this.#listen();
     this.#views.set(message, view);
     this.column.append(view.node);
   }
@@ -90,8 +90,13 @@ export class Transcript {
   #readOut({ state }, { paragraphs }) {
     const whole = state === "streaming" ? paragraphs.length - 1 : paragraphs.length;
     for (; this.#spoken < whole; this.#spoken += 1) {
-      this.live.textContent = paragraphs[this.#spoken].textContent;
+      this.live.append(element("p", {}, paragraphs[this.#spoken].textContent));
     }
+  }
+
+  #listen() {
+    this.#spoken = 0;
+    this.live.replaceChildren(element("p", {}, "The model is answering."));
   }
 
   #scrolled() {

@@ -36,7 +36,7 @@ export class UserView {
     });
     form.addEventListener("keydown", (event) => {
       if (event.target === field && submits(event)) (event.preventDefault(), form.requestSubmit());
-      if (event.key === "Escape") (event.stopPropagation(), this.#close(form));
+      if (event.key === "Escape" && !event.isComposing) (event.stopPropagation(), this.#close(form));
     });
     this.#text.replaceWith(form);
     this.#actions.hidden = true;

@@ -7,18 +7,20 @@ const ERRORS = {
   loading: "The server is not ready yet.",
   key: "The server wants another API key.",
   missing: "The server does not know this model.",
+  empty: "The server has no models.",
   overflow:
     "This conversation no longer fits the model’s context. Start a new chat, or edit your last message.",
   refused: "The server refused this request.",
   failed: "Something went wrong in the server.",
   garbled: "What answered does not look like an mlx-qwen3 server.",
-  options: "A setting cannot be used as it is.",
+  page: "Something went wrong in this page. Reload it.",
 };
 
 /** A sentence or two for a person: what happened, and what the server says about it. */
 export function errorText({ kind, detail }) {
+  if (kind === "options") return `A setting cannot be used: ${detail}.`;
   const known = ERRORS[kind] ?? ERRORS.failed;
-  return detail ? `${known} (${detail})` : known;
+  return detail ? `${known} It says: “${detail}”` : known;
 }
 
 export const ended = {
@@ -29,6 +31,7 @@ export const ended = {
 
 const whole = new Intl.NumberFormat("en");
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const short = (number) => (number < 100 ? tenths : whole).format(number);
 
 export function count(number, noun) {
   return `${whole.format(number)} ${noun}${number === 1 ? "" : "s"}`;
@@ -42,8 +45,8 @@ export function duration(seconds) {
 
 /** The line above a folded thought. live: it still goes on. */
 export function thinkingText({ thinkingSeconds, usage }, live) {
-  const time = thinkingSeconds ? ` for ${duration(thinkingSeconds)}` : "";
-  if (live) return `Thinking${thinkingSeconds >= 1 ? time : ""}…`;
+  if (live) return thinkingSeconds < 1 ? "Thinking…" : `Thinking for ${duration(Math.floor(thinkingSeconds))}…`;
+  const time = thinkingSeconds >= 0.1 ? ` for ${duration(thinkingSeconds)}` : "";
   const tokens = usage?.completion_tokens_details?.reasoning_tokens;
   return `Thought${time}${tokens ? ` · ${count(tokens, "token")}` : ""}`;
 }
@@ -57,7 +60,7 @@ export function statistics({ usage, seconds, firstSeconds, model }) {
   const speed = made > 1 && decode > 0 ? (made - 1) / decode : null;
   const known = cached ? `, ${whole.format(cached)} of them known from before` : "";
   return [
-    speed && [`${tenths.format(speed)} tokens/s`, "Generated tokens per second, after the first"],
+    speed && [`${short(speed)} tokens/s`, "Generated tokens per second, after the first"],
     [count(made, "token"), `${count(prompt, "token")} read${known}; ${count(made, "token")} generated`],
     [duration(seconds), `First token after ${duration(firstSeconds)}`],
     model && [model, "The model that answered"],
