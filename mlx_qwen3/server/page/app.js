@@ -63,7 +63,7 @@ class App {
     for (const id of ["new", "new-small"]) byId(id).addEventListener("click", () => this.#newChat());
     byId("open-settings").addEventListener("click", () => this.settings.open());
     window.addEventListener("hashchange", () => this.#route());
-    window.addEventListener("pagehide", () => this.#runs.forEach((run) => run.save()));
+    window.addEventListener("pagehide", () => this.#runs.forEach((run) => run.leave()));
     document.addEventListener("keydown", (event) => this.#key(event));
     store.watchConversations((id) => this.#changedElsewhere(id));
   }

@@ -3,7 +3,10 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element with attributes (a function: an event listener; false, null: left out). */
+/**
+ * An element with attributes (a function: an event listener; false, null: left out) and children
+ * (nodes, text, lists of them). Long lists go in as lists: as arguments they overflow the stack.
+ */
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -11,7 +14,7 @@ export function element(tag, attributes = {}, ...children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value != null) node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child != null && child !== false));
+  for (const child of children.flat()) if (child != null && child !== false) node.append(child);
   return node;
 }
 

@@ -160,7 +160,7 @@ export function safeAddress(address) {
 
 function link(href, content) {
   const attributes = { href, title: href, target: "_blank", rel: "noopener noreferrer" };
-  return element("a", attributes, ...content);
+  return element("a", attributes, content);
 }
 
 function math(text) {
@@ -205,7 +205,7 @@ class Scan {
   }
 
   addAll(nodes, source) {
-    this.#frames.at(-1).nodes.push(...nodes);
+    for (const node of nodes) this.#frames.at(-1).nodes.push(node);
     return source.length;
   }
 
@@ -225,7 +225,7 @@ class Scan {
     if (frame.nodes.length === 0) return null;
     this.#frames.pop();
     this.#open[frame.unit] -= 1;
-    this.say(element(UNITS[frame.unit], {}, ...frame.nodes));
+    this.say(element(UNITS[frame.unit], {}, frame.nodes));
     return frame.unit;
   }
 

@@ -45,11 +45,11 @@ function render(block, outermost = false) {
 const RENDERERS = {
   // The page itself has the first two levels.
   heading: ({ level, text }) =>
-    element(`h${Math.min(level + 2, 6)}`, { class: `level-${level}` }, ...inline(text)),
-  paragraph: ({ text }) => element("p", {}, ...inline(text)),
+    element(`h${Math.min(level + 2, 6)}`, { class: `level-${level}` }, inline(text)),
+  paragraph: ({ text }) => element("p", {}, inline(text)),
   rule: () => element("hr"),
   math: ({ text }) => element("div", { class: "math", dir: "ltr" }, text),
-  quote: ({ blocks }) => element("blockquote", {}, ...blocks.map((block) => render(block))),
+  quote: ({ blocks }) => element("blockquote", {}, blocks.map((block) => render(block))),
   code: renderCode,
   list: renderList,
   table: renderTable,
@@ -70,26 +70,26 @@ function renderCode({ language, text }) {
 function renderList({ ordered, first, loose, items }) {
   const start = ordered && first !== 1 ? { start: String(first) } : {};
   const rows = items.map((item) => renderItem(item, loose));
-  return element(ordered ? "ol" : "ul", start, ...rows);
+  return element(ordered ? "ol" : "ul", start, rows);
 }
 
 function renderItem({ done, blocks }, loose) {
   const content = blocks.flatMap((block) =>
     !loose && block.kind === "paragraph" ? inline(block.text) : [render(block)],
   );
-  if (done === null) return element("li", {}, ...content);
+  if (done === null) return element("li", {}, content);
   const name = done ? "done" : "to do";
   const box = element("input", { type: "checkbox", disabled: true, checked: done, "aria-label": name });
-  return element("li", { class: "task" }, box, " ", ...content);
+  return element("li", { class: "task" }, box, " ", content);
 }
 
 function renderTable({ aligns, head, rows }) {
   const cells = (tag, texts) =>
     texts.map((text, column) => {
       const align = aligns[column] && `align-${aligns[column]}`;
-      return element(tag, { class: align, scope: tag === "th" && "col" }, ...inline(text));
+      return element(tag, { class: align, scope: tag === "th" && "col" }, inline(text));
     });
-  const top = element("thead", {}, element("tr", {}, ...cells("th", head)));
-  const body = element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells("td", row))));
+  const top = element("thead", {}, element("tr", {}, cells("th", head)));
+  const body = element("tbody", {}, rows.map((row) => element("tr", {}, cells("td", row))));
   return element("div", { class: "table", tabindex: "0" }, element("table", {}, top, body));
 }

@@ -9,6 +9,7 @@ const AGAIN = 5000; // milliseconds between looks for a server that does not ans
 export class Models {
   #models = [];
   #timer = null;
+  #said = null;
 
   /** elements: model (a select), trouble (where errors go). actions: changed(), refused(). */
   constructor(elements, api, settings, actions) {
@@ -29,7 +30,7 @@ export class Models {
     clearTimeout(this.#timer);
     try {
       await this.#fetch();
-      this.trouble.replaceChildren();
+      this.#quiet();
     } catch (error) {
       this.#say(error);
     }
@@ -39,7 +40,7 @@ export class Models {
   async need() {
     if (!this.current) await this.#fetch();
     if (!this.current) throw new ApiError("empty");
-    this.trouble.replaceChildren();
+    this.#quiet();
     return this.current;
   }
 
@@ -52,9 +53,17 @@ export class Models {
     this.actions.changed();
   }
 
+  #quiet() {
+    this.#said = null;
+    this.trouble.replaceChildren();
+  }
+
   #say(error) {
     if (error.kind === "key") return this.actions.refused();
-    this.trouble.replaceChildren(notice(error, () => this.load()));
+    if (this.#said !== error.message) {
+      this.#said = error.message; // once: it is read out, and may hold the keyboard
+      this.trouble.replaceChildren(notice(error, () => this.load()));
+    }
     this.#timer = setTimeout(() => this.load(), AGAIN);
     return undefined;
   }

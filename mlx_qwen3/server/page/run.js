@@ -7,6 +7,7 @@ const SAVE_EVERY = 500; // milliseconds: what a reload in the midst of a reply m
 export class Run {
   #abort = new AbortController();
   #saved = 0;
+  #left = false;
 
   /**
    * message: a new reply, already the conversation's last.
@@ -41,8 +42,15 @@ export class Run {
     this.#abort.abort();
   }
 
+  /** The page is being closed: keep what there is. That the browser ends the stream is no error. */
+  leave() {
+    this.#left = true;
+    this.save();
+  }
+
   #fail(reply, error) {
     if (this.#abort.signal.aborted) reply.end("stopped");
+    else if (this.#left) reply.end("interrupted");
     else reply.end("failed", describe(error));
   }
 

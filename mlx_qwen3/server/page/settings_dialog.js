@@ -33,12 +33,15 @@ export class SettingsDialog {
     field.setCustomValidity("");
     try {
       const value = READERS[field.name](field.value);
-      if (!field.checkValidity()) return;
-      this.settings[field.name] = value;
-      this.changed();
+      if (field.checkValidity()) this.#keep(field.name, value);
     } catch (error) {
       field.setCustomValidity(error.detail);
     }
     this.form.querySelector(`[data-error="${field.name}"]`)?.replaceChildren(field.validationMessage);
+  }
+
+  #keep(name, value) {
+    this.settings[name] = value;
+    this.changed();
   }
 }

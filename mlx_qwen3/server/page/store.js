@@ -42,9 +42,10 @@ export function removeConversation(id) {
 
 /** Call back when another tab changed the conversation with this id (null: any of them). */
 export function watchConversations(changed) {
-  window.addEventListener("storage", ({ key }) => {
+  window.addEventListener("storage", ({ key, newValue }) => {
+    const growing = newValue?.includes('"state":"streaming"'); // wait for the whole reply
     if (key === null) changed(null);
-    else if (key.startsWith(CHAT)) changed(key.slice(CHAT.length));
+    else if (key.startsWith(CHAT) && !growing) changed(key.slice(CHAT.length));
   });
 }
 

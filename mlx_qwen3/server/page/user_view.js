@@ -27,8 +27,10 @@ export class UserView {
   }
 
   edit() {
-    const field = element("textarea", { "aria-label": "Edit message", dir: "auto", rows: "1" });
-    field.value = this.message.content;
+    const { content } = this.message;
+    const rows = Math.min(content.split("\n").length, 12); // where field-sizing is unknown
+    const field = element("textarea", { "aria-label": "Edit message", dir: "auto", rows });
+    field.value = content;
     const form = element("form", { class: "edit" }, field, editButtons(() => this.#close(form)));
     form.addEventListener("submit", (event) => {
       event.preventDefault();

@@ -20,7 +20,7 @@ const ERRORS = {
 export function errorText({ kind, detail }) {
   if (kind === "options") return `A setting cannot be used: ${detail}.`;
   const known = ERRORS[kind] ?? ERRORS.failed;
-  return detail ? `${known} It says: “${detail}”` : known;
+  return detail ? `${known} It says: “${detail}”.` : known;
 }
 
 export const ended = {
@@ -29,7 +29,7 @@ export const ended = {
   interrupted: "This reply was cut off when the page was closed.",
 };
 
-const whole = new Intl.NumberFormat("en");
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const short = (number) => (number < 100 ? tenths : whole).format(number);
 
