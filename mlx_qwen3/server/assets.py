@@ -75,7 +75,11 @@ class Asset:
 def page_assets() -> Mapping[str, Asset]:
     """Path below the server's root ("" is the page itself) -> file."""
     folder = resources.files("mlx_qwen3.server") / "page"
-    files = {file.name: _asset(file.name, file.read_bytes()) for file in folder.iterdir()}
+    files = {
+        file.name: _asset(_suffix(file.name), file.read_bytes())
+        for file in folder.iterdir()
+        if _suffix(file.name) in CONTENT_TYPES  # not what an editor or a Mac leaves in folders
+    }
     index = files.pop(INDEX)
     return MappingProxyType({"": index, **{f"page/{name}": file for name, file in files.items()}})
 
@@ -98,7 +102,10 @@ def _endpoint(asset: Asset) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-def _asset(name: str, content: bytes) -> Asset:
-    suffix = name[name.rindex(".") :]
+def _suffix(name: str) -> str:
+    return name[name.rfind(".") :]
+
+
+def _asset(suffix: str, content: bytes) -> Asset:
     digest = hashlib.sha256(content).hexdigest()[:32]
     return Asset(content, CONTENT_TYPES[suffix], f'"{digest}"')

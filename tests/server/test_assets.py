@@ -15,6 +15,7 @@ from mlx_qwen3.server import assets
 from tests.server.fake_api import serving
 
 FOLDER = Path(assets.__file__).parent / "page"
+FILES = sorted(file for file in FOLDER.iterdir() if file.suffix in assets.CONTENT_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def get(
         connection.close()
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.iterdir()), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_file_is_served_as_what_it_is(place: str, file: Path) -> None:
     response, body = get(place, "/" if file.name == "index.html" else f"/page/{file.name}")
     assert (response.status, body) == (200, file.read_bytes())
@@ -88,7 +89,7 @@ def test_the_policy_allows_only_the_pages_own_files() -> None:
 def test_files_name_no_other_place() -> None:
     """Works offline: every address a file loads is relative."""
     loads = re.compile(r"""(?:src|href)="([^"#]+)|from "([^"]+)|import\("([^"]+)|url\(([^)]+)""")
-    for file in FOLDER.iterdir():
+    for file in FILES:
         for found in loads.finditer(file.read_text()):
             target = next(group for group in found.groups() if group)
             assert (FOLDER / target.removeprefix("page/")).is_file(), (file.name, target)
