@@ -248,6 +248,7 @@ def test_nothing_in_a_reply_runs(api: FakeApi, page: Page, watch: Any) -> None:
     api.replies.append(hostile_reply())
     ask(page, ATTACKS[0] + ATTACKS[1])
     page.locator("summary").click()
+    page.locator("details .prose a").first.wait_for()
     for address in page.locator("#column a").all():
         address.hover(force=True)
     api.replies.append(Refused(400, ATTACKS[1]))
