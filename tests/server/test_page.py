@@ -532,11 +532,12 @@ def test_the_page_follows_a_reply_unless_one_reads_above(api: FakeApi, page: Pag
     )
     page.wait_for_function(at_end)
     page.locator("#scroller").evaluate("node => node.scrollTop = 0")
-    api.replies.append(Played(lines, pause=0.01))
-    page.locator("#latest").wait_for()
-    page.evaluate("document.querySelector('[aria-label=\"Regenerate reply\"]').click()")
-    answered(page)
+    api.replies.append(Played(lines, pause=0.03))
+    say(page, "More")
     page.wait_for_function(at_end)  # who asks wants to see the answer
+    page.locator(".reply").last.get_by_text("line 5", exact=True).wait_for()
     page.locator("#scroller").evaluate("node => node.scrollTop = 0")
+    answered(page)
+    assert page.locator("#scroller").evaluate("node => node.scrollTop") == 0
     button(page, "To the latest message").click()
     page.wait_for_function(at_end)
