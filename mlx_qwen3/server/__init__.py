@@ -1,0 +1,1 @@
+"""What apps, agents and browsers connect to."""

@@ -1,0 +1,197 @@
+"""The chat page behind a real server, with just enough of an OpenAI API to talk to.
+
+Replies come from the bundled demo model, or, for what that does not say, are played as a test
+wrote them down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from mlx_qwen3 import LLM
+from mlx_qwen3.errors import ContextOverflowError, OptionError
+from mlx_qwen3.server.assets import page_routes
+
+Chunk = Mapping[str, Any]
+# Options of the API that go to the model as they are.
+OPTIONS = ("temperature", "max_tokens", "thinking_budget", "tools", "seed")
+
+
+@dataclass(frozen=True)
+class Played:
+    """A reply as a test wrote it: deltas, `pause` seconds apart.
+
+    ends: whether the stream comes to its end, or breaks off after the last delta.
+    """
+
+    deltas: Sequence[Chunk]
+    finish_reason: str = "stop"
+    usage: Chunk | None = None
+    pause: float = 0.0
+    ends: bool = True
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An answer that is no reply."""
+
+    status: int
+    message: str = ""
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class FakeApi:
+    """What the server answers with, and what it was asked.
+
+    replies: what comes next; the model answers when there is nothing more. requests: bodies, in
+    order. streaming: replies being made now. key: asked of every request, where there is one.
+    """
+
+    llm: LLM
+    replies: deque[Played | Refused] = field(default_factory=deque)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "demo"}])
+    streaming: int = 0
+    key: str | None = None
+
+    def app(self) -> Starlette:
+        """Page and API as one application."""
+        api = [
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+        ]
+        return Starlette(routes=[*page_routes(), *api])
+
+    def play(self, *texts: str, **options: Any) -> None:
+        """Let the next reply consist of these pieces of an answer."""
+        self.replies.append(Played([{"content": text} for text in texts], **options))
+
+    async def _models(self, request: Request) -> Response:
+        if self._wants_key(request):
+            return _refusal(Refused(401, "Missing or wrong API key"))
+        return JSONResponse({"object": "list", "data": self.models})
+
+    async def _chat(self, request: Request) -> Response:
+        if self._wants_key(request):
+            return _refusal(Refused(401, "Missing or wrong API key"))
+        body = await request.json()
+        self.requests.append(body)
+        reply = self.replies.popleft() if self.replies else None
+        if isinstance(reply, Refused):
+            return _refusal(reply)
+        chunks = self._play(reply) if reply else self._generate(body)
+        try:
+            first = await anext(chunks)
+        except ContextOverflowError as exc:
+            return _refusal(Refused(400, str(exc), "context_length_exceeded"))
+        except OptionError as exc:
+            return _refusal(Refused(400, str(exc)))
+        return StreamingResponse(self._stream(first, chunks), media_type="text/event-stream")
+
+    def _wants_key(self, request: Request) -> bool:
+        return self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}"
+
+    async def _stream(self, first: Chunk, chunks: AsyncIterator[Chunk]) -> AsyncIterator[str]:
+        self.streaming += 1
+        try:
+            yield _event(first)
+            async for chunk in chunks:
+                yield _event(chunk)
+            yield "data: [DONE]\n\n"
+        finally:
+            self.streaming -= 1
+            await chunks.aclose()
+
+    async def _play(self, reply: Played) -> AsyncIterator[Chunk]:
+        for delta in reply.deltas:
+            yield _chunk(delta)
+            await asyncio.sleep(reply.pause)
+        if not reply.ends:
+            raise ConnectionResetError("the test lets this stream break")
+        yield _chunk({}, reply.finish_reason)
+        if reply.usage is not None:
+            yield {"choices": [], "usage": reply.usage}
+
+    async def _generate(self, body: Chunk) -> AsyncIterator[Chunk]:
+        options = {name: body[name] for name in OPTIONS if name in body}
+        thinking = body.get("chat_template_kwargs", {}).get("enable_thinking")
+        calls = 0
+        events = self.llm.astream(body["messages"], thinking=thinking, **options)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if event.completion is not None:
+                    yield _chunk({}, event.completion.finish_reason)
+                    yield {"choices": [], "usage": _usage(event.completion.usage)}
+                elif event.tool_call is not None:
+                    yield _chunk({"tool_calls": [_call(calls, event.tool_call)]})
+                    calls += 1
+                else:
+                    name = "content" if event.kind == "answer" else "reasoning_content"
+                    yield _chunk({name: event.text})
+
+
+@contextlib.contextmanager
+def serving(app: Starlette, port: int = 0) -> Iterator[str]:
+    """A real server on this machine (port 0: a free one); yields its address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        config = uvicorn.Config(
+            app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), name="page")
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _event(chunk: Chunk) -> str:
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+def _chunk(delta: Chunk, finish_reason: str | None = None) -> Chunk:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return {"object": "chat.completion.chunk", "choices": [choice], "usage": None}
+
+
+def _call(index: int, call: Any) -> Chunk:
+    function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+    return {"index": index, "id": f"call_{index}", "type": "function", "function": function}
+
+
+def _usage(usage: Any) -> Chunk:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def _refusal(refused: Refused) -> Response:
+    error = {"message": refused.message, "type": "invalid_request_error", "code": refused.code}
+    return JSONResponse({"error": error}, status_code=refused.status, headers=dict(refused.headers))
