@@ -25,6 +25,7 @@ device.prepare()
 
 import mlx.core as mx  # noqa: E402  # after its BLAS
 
+from mlx_qwen3.bench.shapes import shape_config, write_checkpoint  # noqa: E402
 from mlx_qwen3.generation.constraints import (  # noqa: E402
     AnswerConstraint,
     GrammarRule,
@@ -37,7 +38,6 @@ from mlx_qwen3.model.transformer import Transformer  # noqa: E402
 from mlx_qwen3.model.weights import load_model  # noqa: E402
 from mlx_qwen3.releases import find  # noqa: E402
 from mlx_qwen3.text.tokenizer import Tokenizer  # noqa: E402
-from tests.bench.random_checkpoint import write  # noqa: E402
 
 SCHEMA = {
     "type": "object",
@@ -114,7 +114,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6, help="in a turn")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = load_model(write(find("0.6b").release, arguments.bits, Path(folder)))
+        model = load_model(
+            write_checkpoint(shape_config(find("0.6b").release), arguments.bits, Path(folder))
+        )
         constraint = make_constraint(Tokenizer.from_folder(arguments.tokenizer), 151_936)
         loops = [make_loop(model, None), make_loop(model, constraint)]
         for loop in loops:

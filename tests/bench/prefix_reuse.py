@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from mlx_qwen3.bench.shapes import shape_config, write_checkpoint
 from mlx_qwen3.releases import find
-from tests.bench.random_checkpoint import write
 from tests.checkpoints import write_generation_config, write_tokenizer
 
 OPTIONS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1, "thinking": False}
@@ -108,7 +108,8 @@ def main() -> None:
         print(json.dumps(work(*json.loads(arguments.work))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write(find(arguments.shape).release, 4, Path(folder), arguments.layers)
+        config = shape_config(find(arguments.shape).release, layers=arguments.layers)
+        write_checkpoint(config, 4, Path(folder))
         write_tokenizer(Path(folder))
         write_generation_config(Path(folder))
         runs = [run(folder, arguments.history) for _ in range(arguments.runs)]
