@@ -67,7 +67,7 @@ class TokenLoop:
         hidden = self._model.hidden_states(mx.array([list(token_ids[last:])]), self._cache)
         self._launch(hidden)
         if progress is not None:
-            mx.eval(self._ahead.arrays() if self._ahead else [])
+            mx.eval(self._in_flight)
             progress(total, total)
 
     def next(self, *, last: bool = False) -> Token:
@@ -79,9 +79,7 @@ class TokenLoop:
         if not last:
             self._sampler.observe(current.token)
             self._launch(self._model.hidden_states(current.token[None], self._cache))
-        self._count += 1
-        if self._count % _CLEAR_EVERY == 0:
-            mx.clear_cache()
+        self._tick()
         return _read_sample(current)
 
     def force(self, token_ids: Sequence[int]) -> None:
@@ -97,6 +95,11 @@ class TokenLoop:
         self._model.hidden_states(mx.array([list(token_ids)]), self._cache)
         mx.eval(self._cache.state())
         mx.clear_cache()
+
+    def _tick(self) -> None:
+        self._count += 1
+        if self._count % _CLEAR_EVERY == 0:
+            mx.clear_cache()
 
     def _launch(self, hidden: mx.array) -> None:
         self._ahead = self._sampler.sample(self._model.logits(hidden[:, -1]))
