@@ -37,12 +37,18 @@ class FakeLLM:
         raw: bool = False,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
+        speculation: str | None = None,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Iterator[Event]:
         """The next script; a prompt that shows up later was copied now."""
         self.prompts.append(copy.deepcopy(prompt))
-        named = {"thinking": thinking, "max_kv_size": max_kv_size, "kv_bits": kv_bits}
+        named = {
+            "thinking": thinking,
+            "max_kv_size": max_kv_size,
+            "kv_bits": kv_bits,
+            "speculation": speculation,
+        }
         given = {name: value for name, value in named.items() if value is not None}
         self.options.append({**given, **options})
         script = self._scripts.pop(0)

@@ -32,6 +32,8 @@ class FakeConfig:
     vocab_size: int = VOCAB_SIZE
     context_length: int = 512
     eos_token_id: tuple[int, ...] = ()
+    num_attention_heads: int = 1
+    num_key_value_heads: int = 1
 
 
 class FakeCache:
@@ -61,6 +63,8 @@ class FakeModel:
 
     before_step: called at the start of every forward pass; it may block or raise.
     """
+
+    dtype = mx.float32
 
     def __init__(
         self,

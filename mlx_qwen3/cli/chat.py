@@ -34,6 +34,8 @@ def chat(
     seed: options.Seed = None,
     max_kv_size: options.MaxKvSize = None,
     kv_bits: options.KvBits = None,
+    speculation: options.Speculation = None,
+    draft: options.Draft = None,
     dtype: options.Dtype = None,
 ) -> None:
     """Talk with a model. A line is a message; /help lists the other things it can be."""
@@ -41,7 +43,7 @@ def chat(
     from mlx_qwen3.cli.session import Session
     from mlx_qwen3.cli.terminal import note
 
-    llm = options.open_model(model, dtype)
+    llm = options.open_model(model, dtype, draft)
     session = Session(llm, sys.stdout, system, options.reply_options(context.params))
     session.check()
     lines = lines_of(sys.stdin)

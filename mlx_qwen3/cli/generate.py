@@ -37,6 +37,8 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     max_kv_size: options.MaxKvSize = None,
     kv_bits: options.KvBits = None,
+    speculation: options.Speculation = None,
+    draft: options.Draft = None,
     dtype: options.Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -48,7 +50,7 @@ def generate(
         raise typer.BadParameter("--raw leaves no place for --system, --tools and --thinking")
     text = read_stdin() if prompt == "-" else prompt
     question = text if raw else _messages(text.removesuffix("\n"), system)
-    llm = options.open_model(model, dtype)
+    llm = options.open_model(model, dtype, draft)
     (_print_json if as_json else _print_stream)(llm, question, arguments)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlx_qwen3.llm import LLM
 
 Model = Annotated[
@@ -45,6 +47,13 @@ MaxKvSize = Annotated[
     int | None, typer.Option(help="Remember this many tokens, forget older ones.")
 ]
 KvBits = Annotated[int | None, typer.Option(help="Store the context in 4 or 8 bits.")]
+Speculation = Annotated[
+    str | None,
+    typer.Option(help="lookup, draft or off: guess tokens ahead where it pays; same replies."),
+]
+Draft = Annotated[
+    str | None, typer.Option(help="A smaller model of the same family to guess ahead with.")
+]
 
 # Parameters of a command that bear the names of LLM.stream's.
 _OF_A_REPLY = (
@@ -63,6 +72,7 @@ _OF_A_REPLY = (
     "raw",
     "max_kv_size",
     "kv_bits",
+    "speculation",
 )
 
 DEMO_NOTE = (
@@ -76,21 +86,30 @@ def reply_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in _OF_A_REPLY if values.get(name) is not None}
 
 
-def open_model(model: str | None, dtype: str | None) -> LLM:
+def open_model(model: str | None, dtype: str | None, draft: str | None = None) -> LLM:
     """Load the model a command was given; the demo, with a word about it, when it was none.
 
-    Downloads what is not here yet, with a bar on a terminal. Raises as `mlx_qwen3.load` does.
+    draft: the model to speculate with. Downloads what is not here yet, with a bar on a
+    terminal. Raises as `mlx_qwen3.load` does.
     """
-    from mlx_qwen3.cli.display import download_bar
     from mlx_qwen3.cli.terminal import note
-    from mlx_qwen3.hub import resolve
 
     if model is None:
         note(DEMO_NOTE)
     name = "demo" if model is None else model
-    with download_bar(name) as progress:
-        folder = resolve(name, progress=progress)
+    folder, draft_folder = _fetch(name), None if draft is None else _fetch(draft)
 
     from mlx_qwen3.llm import LLM
 
-    return LLM.from_folder(folder, dtype=dtype)
+    llm = LLM.from_folder(folder, dtype=dtype)
+    if draft_folder is not None:
+        llm.draft = LLM.from_folder(draft_folder, dtype=dtype)
+    return llm
+
+
+def _fetch(name: str) -> Path:
+    from mlx_qwen3.cli.display import download_bar
+    from mlx_qwen3.hub import resolve
+
+    with download_bar(name) as progress:
+        return resolve(name, progress=progress)

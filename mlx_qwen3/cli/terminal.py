@@ -115,10 +115,16 @@ def figures(completion: Completion) -> str:
     """One line about a reply: tokens, speed, memory."""
     usage, timing = completion.usage, completion.timing
     thought = f" ({usage.thinking_tokens} of them thinking)" if usage.thinking_tokens else ""
+    guessed = (
+        f" ({completion.accepted_tokens} of {completion.proposed_tokens} guesses right)"
+        if completion.proposed_tokens
+        else ""
+    )
     ended = " · cut off: no tokens left" if completion.finish_reason == "length" else ""
     return (
         f"{usage.prompt_tokens} tokens read in {timing.prefill:.2f} s · "
-        f"{usage.completion_tokens} written{thought} at {timing.tokens_per_second:.1f} tokens/s · "
+        f"{usage.completion_tokens} written{thought} at {timing.tokens_per_second:.1f} tokens/s"
+        f"{guessed} · "
         f"peak memory {_memory(completion.peak_memory_bytes)}{ended}"
     )
 
@@ -137,6 +143,8 @@ def as_json(completion: Completion) -> dict[str, Any]:
         "token_ids": list(completion.token_ids),
         "prompt_tokens": completion.usage.prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
+        "proposed_tokens": completion.proposed_tokens,
+        "accepted_tokens": completion.accepted_tokens,
         "finish_reason": completion.finish_reason,
         "timing": {
             "load": timing.load,

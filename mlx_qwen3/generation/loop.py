@@ -39,6 +39,8 @@ class TokenLoop:
     Everything it builds is evaluated on the thread that calls it; calls may come from several
     threads, one at a time. When it goes, it waits for the step in flight: what that holds would
     outlive it, and a process that ends while the device works may never end.
+
+    proposed, accepted: tokens of speculation, which this loop leaves to its subclass.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class TokenLoop:
         self._in_flight: list[mx.array] = []
         weakref.finalize(self, _land, self._in_flight)  # at interpreter exit too
         self._count = 0
+        self.proposed = 0
+        self.accepted = 0
 
     def feed(self, token_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Read tokens (at least one), then sample the one that follows.

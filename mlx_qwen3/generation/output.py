@@ -60,6 +60,7 @@ class Completion:
     text: the answer; thinking apart from it. token_ids: every generated token, in order.
     finish_reason: "stop" (end token or stop string), "length" (max_tokens), "tool_calls" (it
     ended by itself, with calls to answer). peak_memory_bytes: MLX's highest so far.
+    proposed_tokens, accepted_tokens: of speculation; how many were tried depends on the clock.
     """
 
     text: str
@@ -71,6 +72,8 @@ class Completion:
     timing: Timing
     peak_memory_bytes: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Pace:
         if self._plain is None or away > _SHARE_AWAY * seconds:
             return
         cost = seconds / self._plain
+        if rows > 1:  # the machine was busy with something else, rather than the burst so slow
+            cost = min(cost, 2 * self.cost(rows))
         if rows > 1:
             size = _size(rows)
             self._costs[size] = _moved(self._costs.get(size), cost, 0.3)

@@ -12,6 +12,7 @@ from mlx_qwen3.generation.loop import Progress, Token, TokenLoop
 from mlx_qwen3.generation.output import Completion, Event, Output, Timing, Usage
 from mlx_qwen3.generation.request import Request
 from mlx_qwen3.generation.sampling import Sampler
+from mlx_qwen3.generation.speculator import Speculator
 from mlx_qwen3.generation.thinking import ThinkingMeter
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.text.parser import StreamParser
@@ -34,18 +35,20 @@ class Reply:
         eos_ids: Collection[int],
         *,
         load_seconds: float = 0.0,
+        speculator: Speculator | None = None,
     ) -> None:
         self._request = request
         self._load_seconds = load_seconds
         seed = request.params.seed
-        sampler = Sampler(
-            request.params,
-            model.config.vocab_size,
-            secrets.randbits(64) if seed is None else seed,
-        )
+        seed = secrets.randbits(64) if seed is None else seed
+        sampler = Sampler(request.params, model.config.vocab_size, seed)
         sampler.observe_prompt(request.prompt_ids)
         cache = model.make_cache(max_kv_size=request.max_kv_size, kv_bits=request.kv_bits)
-        self._loop: TokenLoop | None = TokenLoop(model, cache, sampler)
+        self._loop: TokenLoop | None = (
+            TokenLoop(model, cache, sampler)
+            if request.speculation == "off" or speculator is None
+            else speculator.loop(cache, sampler, request, seed)
+        )
         self._meter = ThinkingMeter(
             tokenizer,
             in_thinking=request.in_thinking,
@@ -112,6 +115,7 @@ class Reply:
         prefill = (self._first_token or now) - self._started
         decode = now - (self._first_token or now)
         after_first = len(output.token_ids) - 1
+        loop = self._require_loop()
         return Completion(
             text=output.text("answer"),
             thinking=output.text("thinking"),
@@ -127,4 +131,6 @@ class Reply:
             ),
             peak_memory_bytes=mx.get_peak_memory(),
             logprobs=None if self._request.params.logprobs is None else tuple(output.logprobs),
+            proposed_tokens=loop.proposed,
+            accepted_tokens=loop.accepted,
         )

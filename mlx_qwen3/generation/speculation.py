@@ -101,8 +101,6 @@ class SpeculativeLoop(TokenLoop):
         self._landed: tuple[SamplerState, list[int]] | None = None
         self._noisy_from: int | None = None  # first token whose cache entry a burst wrote
         self._forced: dict[int, int] = {}  # where tokens were read together: start -> how many
-        self.proposed = 0
-        self.accepted = 0
 
     @property
     def _position(self) -> int:

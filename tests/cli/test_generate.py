@@ -25,6 +25,8 @@ KEYS = {
     "token_ids": list,
     "prompt_tokens": int,
     "completion_tokens": int,
+    "proposed_tokens": int,
+    "accepted_tokens": int,
     "finish_reason": str,
     "timing": dict,
     "peak_memory_bytes": int,
