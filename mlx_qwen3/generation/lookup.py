@@ -2,7 +2,8 @@
 
 Proposals are free; that they are right is learned from every token, proposed or not. How long
 the sequence has already repeated an earlier part tells most: a copy that has gone well for
-twenty tokens goes on.
+twenty tokens goes on. Parts of the prompt are copied at length; what a reply repeats of itself
+are phrases. A copy that was left for a changed word is taken up again behind it.
 
 Source: prompt lookup decoding (https://github.com/apoorvumang/prompt-lookup-decoding).
 """
@@ -15,35 +16,56 @@ _LONGEST = 64  # matches beyond are alike
 _CANDIDATES = 8  # earlier places compared, the most recent ones
 _LEAST_ODDS = 1 / 64  # of a proposal to be reached at all
 
-# Odds that the next token is right too, after matches of 1, 2-3, 4-7, ... 64 tokens; and how
-# many observations that is worth.
-_PRIOR = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.97)
-_PRIOR_WEIGHT = 8.0
+_TAKEN_UP_WITHIN = 8  # tokens, of both the reply and what it copied
+# Odds that the next token is right too, after matches of 1, 2-3, 4-7, ... 64 tokens of what was
+# generated, then of what was read.
+_PRIOR = (
+    *(0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),
+    *(0.2, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98),
+)
+_READ = len(_PRIOR) // 2
+# What they weigh in observations, and what all replies before weigh in one reply: texts differ.
+_PRIOR_WEIGHT, _SHARED_WEIGHT = 8.0, 6.0
 _REMEMBERED = 256.0  # observations; then older ones count half
 
 
 class Habits:
-    """How often a match of some length went on: learned over all replies of a model."""
+    """How often a match of some length went on.
 
-    def __init__(self) -> None:
-        self._hits = [odds * _PRIOR_WEIGHT for odds in _PRIOR]
-        self._trials = [_PRIOR_WEIGHT] * len(_PRIOR)
+    shared: those of all replies, which one reply's start from; None: these are shared.
+    """
 
-    def note(self, length: int, hit: bool) -> None:
-        """After a match of `length` tokens, the next one was as foreseen, or not."""
-        kind = min(length, _LONGEST).bit_length() - 1
+    def __init__(self, shared: Habits | None = None) -> None:
+        rates = _PRIOR if shared is None else shared.rates()
+        weight = _PRIOR_WEIGHT if shared is None else _SHARED_WEIGHT
+        self._shared = shared
+        self._hits = [odds * weight for odds in rates]
+        self._trials = [weight] * len(rates)
+
+    def rates(self) -> list[float]:
+        """Odds of a hit, by kind of match."""
+        return [hits / trials for hits, trials in zip(self._hits, self._trials, strict=True)]
+
+    def note(self, length: int, read: bool, hit: bool) -> None:
+        """After a match of `length` tokens, the next one was as foreseen, or not.
+
+        read: whether the match is with tokens that were read, rather than generated.
+        """
+        kind = _kind(length, read)
         if self._trials[kind] >= _REMEMBERED:
             self._hits[kind] /= 2
             self._trials[kind] /= 2
         self._trials[kind] += 1
         self._hits[kind] += hit
+        if self._shared is not None:
+            self._shared.note(length, read, hit)
 
-    def survival(self, length: int, skip: int, limit: int) -> list[float]:
+    def survival(self, length: int, read: bool, skip: int, limit: int) -> list[float]:
         """Odds that tokens skip + 1, skip + 2, ... all are right, while they are noteworthy."""
-        rates = [hits / trials for hits, trials in zip(self._hits, self._trials, strict=True)]
+        rates = self.rates()
         odds, found = 1.0, []
         for index in range(skip + limit):
-            odds *= rates[min(length + index, _LONGEST).bit_length() - 1]
+            odds *= rates[_kind(length + index, read)]
             if index >= skip:
                 if odds < _LEAST_ODDS:
                     break
@@ -51,24 +73,32 @@ class Habits:
         return found
 
 
+def _kind(length: int, read: bool) -> int:
+    return min(length, _LONGEST).bit_length() - 1 + read * _READ
+
+
 class Lookup:
     """The tokens of one sequence and where pairs of them stand. Owned by one reply.
 
-    match: how many of the last tokens are a repetition, 0 for none.
+    habits: of all replies. match: how many of the last tokens are a repetition, 0 for none.
     """
 
     def __init__(self, habits: Habits) -> None:
-        self._habits = habits
+        self._habits = Habits(habits)
         self._tokens: list[int] = []
         self._last: dict[tuple[int, int], int] = {}  # pair -> where it was last followed
         self._earlier: list[int] = []  # by place: where the same pair was followed before; or -1
         self._next = 0  # the place whose token is foreseen
+        self._read = 0  # tokens before this place were read
+        # A copy that was left: where, when, and how long it had been.
+        self._left_at, self._left_when, self._left_length = 0, 0, 0
         self.match = 0
 
     def read(self, token_ids: Sequence[int]) -> None:
         """Take tokens that were not generated: nothing is learned from them."""
         for token_id in token_ids:
             self._append(token_id)
+        self._read = len(self._tokens)
         self._find()
 
     def extend(self, token_ids: Sequence[int]) -> None:
@@ -76,16 +106,19 @@ class Lookup:
         for token_id in token_ids:
             hit = self.match > 0 and self._tokens[self._next] == token_id
             if self.match:
-                self._habits.note(self.match, hit)
+                self._habits.note(self.match, self._next < self._read, hit)
             self._append(token_id)
             if hit:
                 self._next += 1
                 self.match += 1
             else:
+                self._leave()
                 self._find()
+                self._take_up()
 
     def retract(self, count: int) -> None:
         """Forget the last `count` tokens."""
+        self._left_length = 0
         for _ in range(count):
             earlier = self._earlier.pop()
             pair = self._pair()
@@ -101,7 +134,9 @@ class Lookup:
 
     def survival(self, skip: int, limit: int) -> list[float]:
         """Odds of what `foreseen` gives; [] without a match."""
-        return self._habits.survival(self.match, skip, limit) if self.match else []
+        if not self.match:
+            return []
+        return self._habits.survival(self.match, self._next < self._read, skip, limit)
 
     def foreseen(self, skip: int, count: int) -> list[int]:
         """The tokens expected next, without the first `skip`. A repetition repeats itself."""
@@ -135,6 +170,23 @@ class Lookup:
             if length > self.match:
                 self.match, self._next = length, place
             place = self._earlier[place - 1]
+
+    def _leave(self) -> None:
+        """The match did not go on: note where it was, if it was long enough to come back to."""
+        if self.match > 2:
+            self._left_at, self._left_length = self._next, self.match
+            self._left_when = len(self._tokens)
+
+    def _take_up(self) -> None:
+        """Back to a copy that was left a few tokens ago, if the last token stands there."""
+        length = self._left_length // 2
+        if length <= self.match or len(self._tokens) - self._left_when > _TAKEN_UP_WITHIN:
+            return
+        window = self._tokens[self._left_at : self._left_at + _TAKEN_UP_WITHIN]
+        del window[len(self._tokens) - 1 - self._left_at :]  # the last token itself
+        if self._tokens[-1] in window:
+            self._next = self._left_at + window.index(self._tokens[-1]) + 1
+            self.match = length
 
     def _common(self, place: int) -> int:
         """How many tokens before `place` equal the last ones."""

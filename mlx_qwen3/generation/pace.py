@@ -1,34 +1,41 @@
 """What verifying proposals costs on this machine, and whether it pays: the reason to stop.
 
 Everything is counted in plain steps (one token, nothing proposed), so that a busy machine or a
-long context changes both sides of a comparison.
+long context changes both sides of a comparison. Medians, because on a busy machine any step may
+take ten times as long as the next.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
 # Expected tokens per plain step's time from which a burst is worth its risk.
-_WORTH = 1.1
+_WORTH = 1.3
 # Plain steps that may be lost: at first, earned by every token, and saved up at most.
 _START, _EARNED, _MOST = 4.0, 0.015, 6.0
-_FORGET_EVERY = 256  # tokens; a burst found too slow is tried again some day
+_PLAIN_SAMPLES, _BURST_SAMPLES = 21, 5
+_FORGET_EVERY = 256  # plain steps; a burst found too slow is tried again some day
 _SHARE_AWAY = 0.25  # of a step's time: a caller that takes longer spoils the measurement
 
 
 class Pace:
     """Costs of bursts by their rows, learned as they run, and the credit to try them.
 
-    prior: rows -> cost in plain steps, until a burst of about so many rows was measured.
+    prior: rows -> cost in plain steps, until bursts of about so many rows were measured.
     max_rows: rows of a burst at most.
     """
 
     def __init__(self, prior: Callable[[int], float], max_rows: int) -> None:
         self.max_rows = max_rows
         self._prior = prior
-        self._plain: float | None = None  # seconds
-        self._samples = 0
+        self._plain: deque[float] = deque(maxlen=_PLAIN_SAMPLES)  # seconds
+        self._bursts: defaultdict[int, deque[float]] = defaultdict(
+            lambda: deque(maxlen=_BURST_SAMPLES)
+        )
         self._costs: dict[int, float] = {}
+        self._steps = 0
         self._credit = _START
 
     def cost(self, rows: int) -> float:
@@ -63,36 +70,34 @@ class Pace:
 
         away: seconds of it in which the caller did something else.
         """
-        self._samples += 1
+        self._steps += 1
         self._credit = min(self._credit + _EARNED, _MOST)
-        if self._samples % _FORGET_EVERY == 0:
+        if self._steps % _FORGET_EVERY == 0:
             self._forget()
         if away <= _SHARE_AWAY * seconds:
-            self._plain = _moved(self._plain, seconds, max(0.1, 1 / self._samples))
+            self._plain.append(seconds)
 
     def note_burst(self, rows: int, tokens: int, seconds: float, away: float) -> None:
-        """A burst of so many rows took so long and gave so many tokens."""
-        if self._plain is None or away > _SHARE_AWAY * seconds:
-            return
-        cost = seconds / self._plain
-        if rows > 1:  # the machine was busy with something else, rather than the burst so slow
-            cost = min(cost, 2 * self.cost(rows))
-        if rows > 1:
-            size = _size(rows)
-            self._costs[size] = _moved(self._costs.get(size), cost, 0.3)
+        """A step of so many rows that plain decoding would not have made gave so many tokens."""
+        cost = self.cost(rows) if rows > 1 else 1.0
+        if self._plain and away <= _SHARE_AWAY * seconds:
+            found = max(1.0, seconds / statistics.median(self._plain))
+            if rows > 1:
+                samples = self._bursts[_size(rows)]
+                samples.append(found)
+                self._costs[_size(rows)] = statistics.median(samples)
+                found = min(found, 4 * cost)  # another process, rather than the burst itself
+            cost = found
         self._credit = min(self._credit + tokens - cost, _MOST)
 
     def _forget(self) -> None:
+        """Expect again what was expected at first of bursts that were slower."""
         for size, cost in self._costs.items():
-            self._costs[size] = min(cost, (cost + self._prior(1 << size)) / 2)
+            if cost > self._prior(1 << size):
+                self._costs[size] = (cost + self._prior(1 << size)) / 2
+                self._bursts[size].clear()
 
 
 def _size(rows: int) -> int:
     """2, 3 to 4, 5 to 8, ... rows are alike."""
     return (rows - 1).bit_length()
-
-
-def _moved(old: float | None, new: float, share: float) -> float:
-    """An average that follows; what stands out (a page fault, another process) counts twice at
-    most."""
-    return new if old is None else old + share * (min(new, 2 * old) - old)
