@@ -199,8 +199,8 @@ class Sampler:
         """Tokens that became part of the output: (n,) int."""
         if self._counts is not None:
             self._counts = self._counts.at[tokens].add(1.0)
-        if self._seen is not None:
-            self._seen[tokens] = True
+        if self._seen is not None:  # a new array: a state taken before must not change
+            self._seen = mx.put_along_axis(self._seen, tokens, mx.array(True), axis=0)
 
     def sample(self, logits: mx.array, allowed: mx.array | None = None) -> Sample:
         """logits: (1, vocab_size), any float dtype. allowed: (vocab_size,) bool; None: all."""
