@@ -289,8 +289,8 @@ class Sampler:
         # The first beyond the point, and never one that was dropped: sums are rounded.
         choice = mx.argmax((cumulative > points) & (odds > 0), axis=-1, keepdims=True)
         certain = None
-        if tolerance:
-            certain = mx.abs(cumulative - points).min(axis=-1) > slack
+        if tolerance:  # odds e^slack off move a share p of them by p (1 - p) slack at most
+            certain = mx.abs(cumulative - points).min(axis=-1) > slack / 4
             if clear_cut is not None:
                 certain = certain & clear_cut
         if candidates is None:
@@ -374,7 +374,7 @@ def _filter(
         before = mx.cumsum(probabilities, axis=-1) - probabilities
         keep = before < params.top_p  # the best one always: nothing comes before it
         if slack:
-            clear = mx.abs(before - params.top_p).min(axis=-1) > slack
+            clear = mx.abs(before - params.top_p).min(axis=-1) > slack / 4
     if params.min_p > 0:
         least = logits[:, :1] + math.log(params.min_p)
         likely = logits >= least

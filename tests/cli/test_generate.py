@@ -282,3 +282,17 @@ def test_the_demo_answers_at_once_when_told_to(command: Command) -> None:
     answer = json.loads(run.out)
     assert (run.code, answer["thinking"], answer["finish_reason"]) == (0, "", "stop")
     assert answer["text"]
+
+
+# --- speculation
+
+
+def test_speculation_leaves_the_reply_as_it_is(ask: Command, checkpoint: Path) -> None:
+    prompt = ("ha ha ha ha ha", "--temperature", "0", "--json")
+    plain = as_json(ask(*prompt, "--speculation", "off"))
+    assert plain["proposed_tokens"] == 0
+    for options in ((), ("--speculation", "lookup"), ("--draft", str(checkpoint))):
+        assert as_json(ask(*prompt, *options))["token_ids"] == plain["token_ids"]
+    refused = ask("hi", "--speculation", "draft")
+    assert refused.code == 1
+    assert "needs a draft model" in refused.err
