@@ -272,7 +272,7 @@ def both_ways(llm: LLM, prompts: list[str], **options: Any) -> int:
 
 @pytest.mark.parametrize("name", ["demo", "demo-moe"])
 def test_the_demo_models(name: str) -> None:
-    assert both_ways(load(name), demo_prompts(10)) > 50
+    assert both_ways(load(name), demo_prompts(8)) > 40
 
 
 @pytest.mark.slow
@@ -408,7 +408,7 @@ FORCED = list(b"\n\nNo more time.")
 @pytest.mark.parametrize("kind", ["plain", "rotating", "8 bits"])
 def test_forcing_amid_a_burst(kind: str, options: dict[str, Any], tiny_model: Models) -> None:
     model = tiny_model("gqa-1")
-    for before in range(12):
+    for before in (0, 1, 2, 3, 6, 11):
         loops = [
             make(model, cache=CACHES[kind], **options) for make in (speculative_loop, plain_loop)
         ]
