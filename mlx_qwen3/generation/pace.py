@@ -77,11 +77,16 @@ class Pace:
         if away <= _SHARE_AWAY * seconds:
             self._plain.append(seconds)
 
-    def note_burst(self, rows: int, tokens: int, seconds: float, away: float) -> None:
-        """A step of so many rows that plain decoding would not have made gave so many tokens."""
+    def note_burst(
+        self, rows: int, tokens: int, seconds: float, away: float, plain: int = 0
+    ) -> None:
+        """A step of so many rows that plain decoding would not have made gave so many tokens.
+
+        plain: plain steps that the seconds include as well.
+        """
         cost = self.cost(rows) if rows > 1 else 1.0
         if self._plain and away <= _SHARE_AWAY * seconds:
-            found = max(1.0, seconds / statistics.median(self._plain))
+            found = max(1.0, seconds / statistics.median(self._plain) - plain)
             if rows > 1:
                 found = max(found, self._prior(rows) / 2)  # the steps before were disturbed
                 samples = self._bursts[_size(rows)]

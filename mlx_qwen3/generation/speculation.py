@@ -64,6 +64,11 @@ class _Flight:
     def rows(self) -> int:
         return self.sample.tokens.shape[0]
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a step that plain decoding makes, at the time it makes it."""
+        return self.regular and self.proposal is None
+
 
 class SpeculativeLoop(TokenLoop):
     """A TokenLoop that verifies proposals where that pays.
@@ -219,7 +224,7 @@ class SpeculativeLoop(TokenLoop):
         if self._constraint is not None:
             for token_id in token_ids:
                 self._constraint.accept(token_id)
-        self._watch.landed(flight, sure)
+        self._watch.landed(flight, sure, self._flight)
         return token_ids, sure == count
 
     def _settle(self, flight: _Flight, taken: int, proposed: int) -> None:
@@ -303,10 +308,11 @@ class _Watch:
         self._left: float | None = None
         self._read: float | None = None
         self._away = 0.0
+        self._untimed = 0  # plain steps since the last time
 
     def reset(self) -> None:
         """The next step to be read is not one of many: do not time it."""
-        self._read = None
+        self._read, self._untimed = None, 0
 
     def enter(self) -> None:
         if self._left is not None:
@@ -315,14 +321,23 @@ class _Watch:
     def leave(self) -> None:
         self._left = time.perf_counter()
 
-    def landed(self, flight: _Flight, tokens: int) -> None:
+    def landed(self, flight: _Flight, tokens: int, behind: _Flight | None) -> None:
+        """A step was read, while another may be on its way behind it.
+
+        With a burst behind it, a plain step is timed together with that: whether the host waits
+        for a step as it enqueues the next one, or as it reads the first, is the backend's choice.
+        """
+        if flight.plain and behind is not None and not behind.plain:
+            self._untimed += 1
+            return
         now = time.perf_counter()
         if self._read is not None:
-            if flight.regular and flight.proposal is None:
-                self._pace.note_plain(now - self._read, self._away)
+            seconds = now - self._read
+            if flight.plain:
+                self._pace.note_plain(seconds, self._away)
             else:
-                self._pace.note_burst(flight.rows, tokens, now - self._read, self._away)
-        self._read, self._away = now, 0.0
+                self._pace.note_burst(flight.rows, tokens, seconds, self._away, self._untimed)
+        self._read, self._away, self._untimed = now, 0.0, 0
 
 
 def _constrain(
@@ -367,8 +382,10 @@ def _ids(tokens: mx.array | None) -> list[int]:
 
 
 def _read_rows(sample: RowSample) -> list[Token]:
-    """Wait for a step and bring its draws to the host."""
-    mx.eval(sample.arrays())
+    """Wait for a step and bring its draws to the host.
+
+    Not by mx.eval, which waits for the step after it as well.
+    """
     ids = _ids(sample.tokens)
     if sample.logprobs is None:
         return [Token(token_id) for token_id in ids]

@@ -60,7 +60,9 @@ class Eager(Pace):
     def note_plain(self, seconds: float, away: float) -> None:
         pass
 
-    def note_burst(self, rows: int, tokens: int, seconds: float, away: float) -> None:
+    def note_burst(
+        self, rows: int, tokens: int, seconds: float, away: float, plain: int = 0
+    ) -> None:
         pass
 
 
