@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
 # Expected tokens per plain step's time from which a burst is worth its risk.
-_WORTH = 1.3
+_WORTH = 1.15
 # Plain steps that may be lost: at first, earned by every token, and saved up at most.
 _START, _EARNED, _MOST = 4.0, 0.015, 6.0
 _PLAIN_SAMPLES, _BURST_SAMPLES = 21, 5
