@@ -88,7 +88,6 @@ class Pace:
         if self._plain and away <= _SHARE_AWAY * seconds:
             found = max(1.0, seconds / statistics.median(self._plain) - plain)
             if rows > 1:
-                found = max(found, self._prior(rows) / 2)  # the steps before were disturbed
                 samples = self._bursts[_size(rows)]
                 samples.append(found)
                 self._costs[_size(rows)] = statistics.median(samples)
