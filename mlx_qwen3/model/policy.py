@@ -69,7 +69,7 @@ class BurstPolicy:
 
     @classmethod
     def for_device(cls, device: Device, dtype: mx.Dtype, queries_per_kv_head: int) -> BurstPolicy:
-        """METAL.md has no measurement of ours: there, bursts stay within the kernels of a step.
+        """Bursts of this device; from MLX's source, and not measured, where it is a GPU.
 
         Metal's vector kernels take each row as they take one, for up to 8 queries and 32 query
         heads of a KV head. CUDA builds a graph for every key length of more than one query: never.
