@@ -322,3 +322,16 @@ def test_a_form_that_cannot_be(ask: Command, args: list[str], said: str) -> None
     run = ask("hi", *args)
     assert (run.code, run.out, run.err.count("\n")) == (1, "", 1)
     assert said in run.err
+
+
+# --- speculation
+
+
+def test_speculation_leaves_the_reply_as_it_is(ask: Command, checkpoint: Path) -> None:
+    prompt = ("ha ha ha ha ha", "--temperature", "0", "--json", "--raw")
+    plain = as_json(ask(*prompt, "--speculation", "off"))
+    for options in ((), ("--speculation", "lookup"), ("--draft", str(checkpoint))):
+        assert as_json(ask(*prompt, *options))["token_ids"] == plain["token_ids"]
+    refused = ask("hi", "--speculation", "draft")
+    assert refused.code == 1
+    assert "needs a draft model" in refused.err
