@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 from mlx_qwen3.engine.prefix_store import PrefixStore
 from mlx_qwen3.engine.settings import PrefixCache
@@ -28,8 +29,9 @@ from mlx_qwen3.generation.constraints import Vocabulary
 from mlx_qwen3.generation.loop import Progress
 from mlx_qwen3.generation.output import Completion, Event
 from mlx_qwen3.generation.reply import Reply
-from mlx_qwen3.generation.request import Request
+from mlx_qwen3.generation.request import Request, Speculation
 from mlx_qwen3.generation.sampling import SamplingParams
+from mlx_qwen3.generation.speculator import Speculator, refuse_other_vocabulary
 from mlx_qwen3.hub import resolve
 from mlx_qwen3.model.config import token_ids
 from mlx_qwen3.model.transformer import Transformer
@@ -57,16 +59,22 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     prefix_cache: bool | PrefixCache = True,
+    draft: str | Path | None = None,
 ) -> LLM:
     """Load a model by short name ("0.6b", "demo"), repo id or folder; download it if need be.
 
     dtype: "bfloat16", "float16" or "float32"; None lets the device decide.
     prefix_cache: whether prompts read once are kept, in memory and (from 1,024 tokens on) on
     disk, so that what begins alike is not read again; a PrefixCache sets how much and where.
-    Raises ModelNotFoundError, CheckpointError (ConfigError, WeightsError, TokenizerError).
+    draft: a smaller model of the same vocabulary, whose guesses the model verifies.
+    Raises ModelNotFoundError, CheckpointError (ConfigError, WeightsError, TokenizerError),
+    OptionError for a draft of another vocabulary.
     """
     folder = resolve(model, revision=revision)
-    return LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
+    llm = LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
+    if draft is not None:
+        llm.draft = LLM.from_folder(resolve(draft), dtype=dtype)
+    return llm
 
 
 class LLM:
@@ -75,6 +83,7 @@ class LLM:
     model: `llm.model(token_ids)` -> logits. tokenizer: `encode`, `decode`.
     context_length: tokens of prompt and reply together that the model was made for.
     prefix_store: where caches go between replies; None: each reply reads all of its prompt.
+    draft: a smaller model of the same vocabulary to speculate with, None for none.
     """
 
     def __init__(
@@ -93,6 +102,8 @@ class LLM:
         self.load_seconds = load_seconds
         # Reentrant: garbage collection may close a forgotten stream in the midst of a step.
         self._step = threading.RLock()
+        self._draft: LLM | None = None
+        self._speculators: WeakKeyDictionary[LLM, Speculator] = WeakKeyDictionary()
 
     @classmethod
     def from_folder(
@@ -121,6 +132,16 @@ class LLM:
     def context_length(self) -> int:
         """Tokens, stretched by YaRN where the config says so."""
         return self.model.config.context_length
+
+    @property
+    def draft(self) -> LLM | None:
+        """The draft model of replies that name no other; setting it may raise OptionError."""
+        return self._draft
+
+    @draft.setter
+    def draft(self, draft: LLM | None) -> None:
+        self._speculator(draft)
+        self._draft = draft
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
@@ -174,6 +195,8 @@ class LLM:
         raw: bool = False,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
+        speculation: Speculation | Literal[False] | None = None,
+        draft: LLM | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Generator[Event, None, None]:
@@ -182,6 +205,10 @@ class LLM:
         prompt: messages, or a str for one user message; raw=True sends a str without template.
         max_kv_size: keep the first tokens and the most recent ones, this many in all, and so
         never run out of context. kv_bits: 4 or 8, to store the context packed.
+        speculation: "lookup" has the model verify what followed earlier in prompt and reply,
+        "draft" what a draft model says (`draft`, or the one of `load`); the reply is the same.
+        False or "off": neither; None: a draft model if there is one, else lookup where the device
+        may gain. Either stops by itself while it does not pay.
         progress: called with (tokens read, tokens to read) during prefill.
         tools: functions, with type hints and a docstring, or JSON schemas in OpenAI's form.
         options: SamplingParams' fields (max_tokens, temperature, seed, stop, ...) and
@@ -196,9 +223,11 @@ class LLM:
             raw=raw,
             max_kv_size=max_kv_size,
             kv_bits=kv_bits,
+            speculation=speculation,
+            draft=draft,
             **options,
         )
-        return self._run(self._reply(request), progress)
+        return self._run(self._reply(request, draft), progress)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """The whole reply at once; arguments and errors are those of `stream`."""
@@ -250,6 +279,8 @@ class LLM:
         raw: bool = False,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
+        speculation: Speculation | Literal[False] | None = None,
+        draft: LLM | None = None,
         **options: Any,
     ) -> Request:
         """Check and prepare a reply without starting it; arguments and errors as in `stream`."""
@@ -290,12 +321,40 @@ class LLM:
             tools=tuple(offered),
             max_kv_size=max_kv_size,
             kv_bits=kv_bits,
+            speculation=self._speculation(speculation, draft or self.draft),
         )
 
     @cached_property
     def _call_form(self) -> CallForm:
         template = self.tokenizer.chat_template
         return "json" if template is None else template.call_form
+
+    def _speculation(
+        self, wanted: Speculation | Literal[False] | None, draft: LLM | None
+    ) -> Speculation:
+        """Who proposes tokens. Raises OptionError."""
+        if wanted is None:
+            possible = self._speculator(draft).possible
+            return "off" if not possible else "lookup" if draft is None else "draft"
+        if wanted is False:
+            return "off"
+        if wanted not in get_args(Speculation):
+            names = ", ".join(get_args(Speculation))
+            raise OptionError(f"speculation is {wanted!r}; expected one of {names}, or nothing")
+        if wanted == "draft" and draft is None:
+            raise OptionError(
+                'speculation "draft" needs a draft model; name one: draft=, --draft 0.6b'
+            )
+        return wanted
+
+    def _speculator(self, draft: LLM | None) -> Speculator:
+        """What is known about speculating with this draft model; without one, under ourselves."""
+        key = draft or self
+        if key not in self._speculators:
+            if draft is not None:
+                refuse_other_vocabulary(self.model, self.tokenizer, draft.model, draft.tokenizer)
+            self._speculators[key] = Speculator(self.model, None if draft is None else draft.model)
+        return self._speculators[key]
 
     def _defaults(self, thinks: bool) -> dict[str, Any]:
         """The checkpoint's sampling settings over Qwen's for the mode."""
@@ -319,7 +378,8 @@ class LLM:
             )
         return wanted or min(room, DEFAULT_MAX_TOKENS)
 
-    def _reply(self, request: Request) -> Reply:
+    def _reply(self, request: Request, draft: LLM | None) -> Reply:
+        off = request.speculation == "off"
         return Reply(
             self.model,
             self.tokenizer,
@@ -327,6 +387,7 @@ class LLM:
             self.eos_ids,
             load_seconds=self.load_seconds,
             store=self.prefix_store,
+            speculator=None if off else self._speculator(draft or self.draft),
         )
 
     def _run(self, reply: Reply, progress: Progress | None) -> Generator[Event, None, None]:

@@ -40,6 +40,7 @@ class FakeLLM:
         raw: bool = False,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
+        speculation: str | None = None,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Iterator[Event]:
@@ -50,6 +51,7 @@ class FakeLLM:
             "tools": tools,
             "max_kv_size": max_kv_size,
             "kv_bits": kv_bits,
+            "speculation": speculation,
         }
         given = {name: value for name, value in named.items() if value is not None}
         self.options.append({**given, **options})

@@ -32,6 +32,8 @@ class FakeConfig:
     vocab_size: int = VOCAB_SIZE
     context_length: int = 512
     eos_token_id: tuple[int, ...] = ()
+    num_attention_heads: int = 1
+    num_key_value_heads: int = 1
 
 
 class FakeCache:
@@ -45,6 +47,13 @@ class FakeCache:
     def offset(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def trimmable(self) -> int:
+        return self.offset
+
+    def trim(self, tokens: int) -> None:
+        del self.token_ids[len(self.token_ids) - tokens :]
+
     def state(self) -> list[mx.array]:
         return []
 
@@ -54,6 +63,8 @@ class FakeModel:
 
     before_step: called at the start of every forward pass; it may block or raise.
     """
+
+    dtype = mx.float32
 
     def __init__(
         self,
@@ -75,7 +86,7 @@ class FakeModel:
 
         def says(ids: list[int]) -> int:
             place = len(ids) - prompt
-            return script[place] if place < len(script) else EOS
+            return script[place] if 0 <= place < len(script) else EOS
 
         return cls(says, **options)
 
@@ -84,18 +95,19 @@ class FakeModel:
         return self.caches[-1]
 
     def hidden_states(self, token_ids: mx.array, cache: FakeCache) -> mx.array:
-        """(1, L) -> (1, L, vocab_size): zeros, and at the end what it says."""
+        """(1, L) -> (1, L, vocab_size): what it says after each token."""
         if self._before_step is not None:
             self._before_step(self)
         ids: list[int] = token_ids.tolist()[0]
         self.calls.append(ids)
-        cache.token_ids += ids
-        said = self._says(cache.token_ids)
-        if isinstance(said, int):
-            said = [100.0 * (one == said) for one in range(self.config.vocab_size)]
-        hidden = mx.zeros((1, len(ids), self.config.vocab_size))
-        hidden[0, -1] = mx.array(list(said))
-        return hidden
+        rows = []
+        for token_id in ids:
+            cache.token_ids.append(token_id)
+            said = self._says(cache.token_ids)
+            if isinstance(said, int):
+                said = [100.0 * (one == said) for one in range(self.config.vocab_size)]
+            rows.append(list(said))
+        return mx.array(rows)[None]
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         self.heads += 1

@@ -26,7 +26,8 @@ from mlx_qwen3.errors import (
     TokenizerError,
 )
 from mlx_qwen3.generation.output import Completion, Event
-from mlx_qwen3.llm import LLM
+from mlx_qwen3.generation.pace import Pace
+from mlx_qwen3.llm import LLM, load
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.text.tokenizer import Tokenizer
 from tests.checkpoints import CHAT_TEMPLATE, write_generation_config, write_tokenizer
@@ -870,7 +871,8 @@ def test_the_event_loop_stays_free_during_a_step(make: Make) -> None:
 
 LEAVES = """
 import sys
-from mlx_qwen3.llm import LLM
+from mlx_qwen3.generation.pace import Pace
+from mlx_qwen3.llm import LLM, load
 llm = LLM.from_folder(sys.argv[1])
 events = llm.stream("x" * 300, raw=True, seed=1, max_tokens=100)
 print(next(events).kind)
@@ -911,3 +913,65 @@ def test_the_fake_says_its_end() -> None:
         int(mx.argmax(model.hidden_states(mx.array([ids]), cache)[0, -1]).item()) for ids in places
     ]
     assert said == [1, 2, EOS]
+
+
+# --- speculation -------------------------------------------------------------------------
+
+
+def repeating() -> FakeModel:
+    return FakeModel(lambda ids: ord("a") + len(ids) % 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"speculation": "guess"}, "speculation is 'guess'; expected one of off, lookup, draft"),
+        ({"speculation": True}, "speculation is True; expected one of"),
+        ({"speculation": "draft"}, "needs a draft model"),
+    ],
+    ids=str,
+)
+def test_speculation_that_cannot_be(options: dict[str, Any], says: str, make: Make) -> None:
+    with pytest.raises(OptionError, match=says):
+        make().stream("Hi", **options)
+
+
+def test_who_proposes_by_default(make: Make) -> None:
+    llm, draft = make(repeating()), make(repeating())
+    assert llm.request("Hi").speculation == "lookup"
+    assert llm.request("Hi", speculation=False).speculation == "off"
+    assert llm.request("Hi", draft=draft).speculation == "draft"
+    llm.draft = draft
+    assert llm.request("Hi").speculation == "draft"
+    assert llm.request("Hi", speculation="lookup").speculation == "lookup"
+
+
+def test_a_draft_must_speak_the_same_tokens(make: Make, tmp_path: Path) -> None:
+    llm = make()
+    with pytest.raises(OptionError, match="the draft model has 300 tokens, the model 288; choose"):
+        llm.draft = make(FakeModel(lambda ids: 0, config=FakeConfig(vocab_size=300)))
+    assert llm.draft is None
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    one, other = list(vocabulary)[:2]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    path.write_text(json.dumps(content))
+    foreign = LLM(counting(), Tokenizer.from_folder(tmp_path), {})  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"token 0 is .* to the draft model, .* to the model"):
+        llm.stream("Hi", draft=foreign)
+
+
+def test_load_with_a_draft(checkpoint: Path) -> None:
+    llm = load(checkpoint, draft=checkpoint)
+    assert llm.draft is not None
+    plain = llm.generate("Hi", speculation=False, temperature=0, max_tokens=20)
+    assert llm.generate("Hi", temperature=0, max_tokens=20).token_ids == plain.token_ids
+
+
+def test_proposed_and_accepted_are_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "best", lambda self, survival: min(4, len(survival)))
+    done = make(repeating()).generate("abcdabcdabcd", temperature=0, max_tokens=40)
+    assert 0 < done.accepted_tokens <= done.proposed_tokens
+    assert len(done.token_ids) == 40

@@ -45,6 +45,8 @@ def chat(
     kv_bits: options.KvBits = None,
     no_prefix_cache: options.NoPrefixCache = False,
     prefix_cache_size: options.PrefixCacheSize = None,
+    speculation: options.Speculation = None,
+    draft: options.Draft = None,
     mcp: options.Mcp = None,
     yes: options.Yes = False,
     max_steps: options.MaxSteps = None,

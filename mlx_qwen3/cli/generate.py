@@ -53,6 +53,8 @@ def generate(
     kv_bits: options.KvBits = None,
     no_prefix_cache: options.NoPrefixCache = False,
     prefix_cache_size: options.PrefixCacheSize = None,
+    speculation: options.Speculation = None,
+    draft: options.Draft = None,
     dtype: options.Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -68,7 +70,7 @@ def generate(
     kept = options.prefix_cache(no_prefix_cache, prefix_cache_size)
     text = read_stdin() if prompt == "-" else prompt
     question = text if raw else _messages(text.removesuffix("\n"), system)
-    llm = options.open_model(model, dtype, kept)
+    llm = options.open_model(model, dtype, kept, draft)
     (_print_json if as_json else _print_stream)(llm, question, arguments)
 
 

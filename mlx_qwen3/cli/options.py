@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlx_qwen3.engine.settings import PrefixCache
     from mlx_qwen3.llm import LLM
 
@@ -63,6 +65,13 @@ NoPrefixCache = Annotated[
 PrefixCacheSize = Annotated[
     str | None, typer.Option(help="Disk that long prompts read before may take; default: 8GB.")
 ]
+Speculation = Annotated[
+    str | None,
+    typer.Option(help="lookup, draft or off: guess tokens ahead where it pays; same replies."),
+]
+Draft = Annotated[
+    str | None, typer.Option(help="A smaller model of the same family to guess ahead with.")
+]
 
 # Parameters of a command that bear the names of LLM.stream's.
 _OF_A_REPLY = (
@@ -85,6 +94,7 @@ _OF_A_REPLY = (
     "raw",
     "max_kv_size",
     "kv_bits",
+    "speculation",
 )
 
 DEMO_NOTE = (
@@ -118,22 +128,34 @@ def prefix_cache(no_prefix_cache: bool, size: str | None) -> bool | PrefixCache:
 
 
 def open_model(
-    model: str | None, dtype: str | None, prefix_cache: bool | PrefixCache = False
+    model: str | None,
+    dtype: str | None,
+    prefix_cache: bool | PrefixCache = False,
+    draft: str | None = None,
 ) -> LLM:
     """Load the model a command was given; the demo, with a word about it, when it was none.
 
-    Downloads what is not here yet, with a bar on a terminal. Raises as `mlx_qwen3.load` does.
+    draft: the model to speculate with. Downloads what is not here yet, with a bar on a
+    terminal. Raises as `mlx_qwen3.load` does.
     """
-    from mlx_qwen3.cli.display import download_bar
     from mlx_qwen3.cli.terminal import note
-    from mlx_qwen3.hub import resolve
 
     if model is None:
         note(DEMO_NOTE)
     name = "demo" if model is None else model
-    with download_bar(name) as progress:
-        folder = resolve(name, progress=progress)
+    folder, draft_folder = _fetch(name), None if draft is None else _fetch(draft)
 
     from mlx_qwen3.llm import LLM
 
-    return LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
+    llm = LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
+    if draft_folder is not None:
+        llm.draft = LLM.from_folder(draft_folder, dtype=dtype)
+    return llm
+
+
+def _fetch(name: str) -> Path:
+    from mlx_qwen3.cli.display import download_bar
+    from mlx_qwen3.hub import resolve
+
+    with download_bar(name) as progress:
+        return resolve(name, progress=progress)

@@ -120,10 +120,16 @@ def figures(completion: Completion) -> str:
     usage, timing = completion.usage, completion.timing
     thought = f" ({usage.thinking_tokens} of them thinking)" if usage.thinking_tokens else ""
     kept = f" ({usage.cached_tokens} of them before)" if usage.cached_tokens else ""
+    guessed = (
+        f" ({completion.accepted_tokens} of {completion.proposed_tokens} guesses right)"
+        if completion.proposed_tokens
+        else ""
+    )
     ended = " · cut off: no tokens left" if completion.finish_reason == "length" else ""
     return (
         f"{usage.prompt_tokens} tokens read{kept} in {timing.prefill:.2f} s · "
-        f"{usage.completion_tokens} written{thought} at {timing.tokens_per_second:.1f} tokens/s · "
+        f"{usage.completion_tokens} written{thought} at {timing.tokens_per_second:.1f} tokens/s"
+        f"{guessed} · "
         f"peak memory {_memory(completion.peak_memory_bytes)}{ended}"
     )
 

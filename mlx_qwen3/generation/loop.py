@@ -40,6 +40,8 @@ class TokenLoop:
     Everything it builds is evaluated on the thread that calls it; calls may come from several
     threads, one at a time. When it goes, it waits for the step in flight: what that holds would
     outlive it, and a process that ends while the device works may never end.
+
+    proposed, accepted: tokens of speculation, which this loop leaves to its subclass.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class TokenLoop:
         self._in_flight: list[mx.array] = []
         weakref.finalize(self, _land, self._in_flight)  # at interpreter exit too
         self._count = 0
+        self.proposed = 0
+        self.accepted = 0
         self._read_tokens = cache.offset
 
     @property
@@ -81,7 +85,7 @@ class TokenLoop:
         hidden = self._model.hidden_states(mx.array([list(token_ids[last:])]), self._cache)
         self._launch(self._model.logits(hidden[:, -1]))
         if progress is not None:
-            mx.eval(self._ahead.arrays() if self._ahead else [])
+            mx.eval(self._in_flight)
             progress(total, total)
 
     def next(self, *, last: bool = False) -> Token:
@@ -95,9 +99,7 @@ class TokenLoop:
             self._sampler.observe(current.token)
             logits = self._model.step(current.token, self._cache)
             token = self._launch(logits, after=current)
-        self._count += 1
-        if self._count % _CLEAR_EVERY == 0:
-            mx.clear_cache()
+        self._tick()
         return token or _read_sample(current)
 
     def force(self, token_ids: Sequence[int]) -> None:
@@ -117,6 +119,12 @@ class TokenLoop:
         mx.eval(self._cache.state())
         self._read_tokens = self._cache.offset
         mx.clear_cache()
+
+    def _tick(self) -> None:
+        """Once a token."""
+        self._count += 1
+        if self._count % _CLEAR_EVERY == 0:
+            mx.clear_cache()
 
     def _launch(self, logits: mx.array, after: Sample | None = None) -> Token | None:
         """Enqueue the next sample. after: the one before it; read, where a constraint needs it."""

@@ -74,6 +74,8 @@ class Completion:
     parsed: under a schema, the answer as the object it is (of the pydantic class where the schema
     was one); None for tool calls and for a reply cut short. warnings: one line each about what is
     not as it should be, such as a tool call that is in `text` because it could not be read.
+    proposed_tokens, accepted_tokens: of speculation; how many were tried depends on the clock, so
+    replies that differ in them alone are equal.
     """
 
     text: str
@@ -87,6 +89,8 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     parsed: Any = None
     warnings: tuple[str, ...] = ()
+    proposed_tokens: int = field(default=0, compare=False)
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mlx_qwen3.generation.output import Completion, Event, Output, Timing, Usage
 from mlx_qwen3.generation.penalties import ThinkTags
 from mlx_qwen3.generation.request import Request
 from mlx_qwen3.generation.sampling import Sampler
+from mlx_qwen3.generation.speculator import Speculator
 from mlx_qwen3.generation.thinking import ThinkingMeter
 from mlx_qwen3.model.cache import Cache
 from mlx_qwen3.model.transformer import Transformer
@@ -43,16 +44,19 @@ class Reply:
         *,
         load_seconds: float = 0.0,
         store: CacheStore | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self._model = model
         self._store = store
+        self._speculator = speculator
         self._request = request
         self._load_seconds = load_seconds
         seed = request.params.seed
+        self._seed = secrets.randbits(64) if seed is None else seed
         self._sampler = Sampler(
             request.params,
             model.config.vocab_size,
-            secrets.randbits(64) if seed is None else seed,
+            self._seed,
             _think_tags(tokenizer, request),
         )
         self._sampler.observe_prompt(request.prompt_ids)
@@ -93,8 +97,15 @@ class Reply:
         if self._store is not None:
             self._cache = self._store.lease(self._request)
             self._cached_tokens = self._cache.offset
-        self._loop = TokenLoop(self._model, self._cache, self._sampler, constraint=self._constraint)
+        self._loop = self._make_loop(self._cache)
         self._loop.feed(self._request.prompt_ids[self._cached_tokens :], progress)
+
+    def _make_loop(self, cache: Cache) -> TokenLoop:
+        request, sampler, constraint = self._request, self._sampler, self._constraint
+        # Which penalties hold may change within a burst, and counts with them: token by token then.
+        if request.speculation == "off" or self._speculator is None or sampler.switches:
+            return TokenLoop(self._model, cache, sampler, constraint=constraint)
+        return self._speculator.loop(cache, sampler, request, self._seed, constraint)
 
     def step(self) -> list[Event]:
         """Generate one token, or end a thought that is over budget; return what became certain."""
@@ -165,6 +176,7 @@ class Reply:
         prefill = (self._first_token or now) - self._started
         decode = now - (self._first_token or now)
         after_first = len(output.token_ids) - 1
+        loop = self._require_loop()
         return Completion(
             text=output.text("answer"),
             thinking=output.text("thinking"),
@@ -187,6 +199,8 @@ class Reply:
             logprobs=None if self._request.params.logprobs is None else tuple(output.logprobs),
             parsed=parsed,
             warnings=tuple(output.warnings),
+            proposed_tokens=loop.proposed,
+            accepted_tokens=loop.accepted,
         )
 
 

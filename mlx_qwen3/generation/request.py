@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mlx_qwen3.generation.answer import AnswerOptions, ConstraintPlan
 from mlx_qwen3.generation.sampling import SamplingParams
+
+# Who proposes tokens for the model to verify: nobody, the sequence's own past, a smaller model.
+Speculation = Literal["off", "lookup", "draft"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Request:
     tools: tuple[Mapping[str, Any], ...] = ()
     max_kv_size: int | None = None
     kv_bits: int | None = None
+    speculation: Speculation = "off"
 
     @property
     def parse_tools(self) -> bool:

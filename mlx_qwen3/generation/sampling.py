@@ -163,6 +163,35 @@ class Sample:
         return [part for part in parts if part is not None]
 
 
+@dataclass(frozen=True)
+class RowSample:
+    """The draws of several positions at once, not yet evaluated.
+
+    tokens, logprobs: (k,). top_ids, top_logprobs: (k, n). As in Sample otherwise.
+    certain: (k,) bool, whether rounding could not have made it another token; None: not asked.
+    """
+
+    tokens: mx.array
+    certain: mx.array | None = None
+    logprobs: mx.array | None = None
+    top_ids: mx.array | None = None
+    top_logprobs: mx.array | None = None
+
+    def arrays(self) -> list[mx.array]:
+        """What to evaluate."""
+        parts = (self.tokens, self.certain, self.logprobs, self.top_ids, self.top_logprobs)
+        return [part for part in parts if part is not None]
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """What the next draw depends on: draws made, and the tokens counted (see Sampler)."""
+
+    draws: int
+    counts: mx.array | None
+    seen: mx.array | None
+
+
 class Sampler:
     """Draws the tokens of one sequence. Owns its random stream and its token counts.
 
@@ -200,8 +229,8 @@ class Sampler:
         """Tokens that became part of the output: (n,) int."""
         if self._counts is not None:
             self._counts = self._counts.at[tokens].add(1.0)
-        if self._seen is not None:
-            self._seen[tokens] = True
+        if self._seen is not None:  # a new array: a state taken before must not change
+            self._seen = mx.put_along_axis(self._seen, tokens, mx.array(True), axis=0)
         if self._switch is not None:
             ended = self._switch.observe(tokens)
             if self._counts is not None:
@@ -209,49 +238,118 @@ class Sampler:
 
     def sample(self, logits: mx.array, allowed: mx.array | None = None) -> Sample:
         """logits: (1, vocab_size), any float dtype. allowed: (vocab_size,) bool; None: all."""
+        drawn = self.sample_rows(logits, allowed=allowed)
+        return Sample(
+            drawn.tokens,
+            drawn.logprobs,
+            None if drawn.top_ids is None else drawn.top_ids[0],
+            None if drawn.top_logprobs is None else drawn.top_logprobs[0],
+        )
+
+    def sample_rows(
+        self,
+        logits: mx.array,
+        following: mx.array | None = None,
+        *,
+        allowed: mx.array | None = None,
+        tolerance: float = 0.0,
+    ) -> RowSample:
+        """One draw for each of k positions, each as if those before it were `following`.
+
+        logits: (k, vocab_size). following: (k - 1,) int, what the penalties are to count: row i
+        comes after the first i of them; none where `switches`. allowed: (k, vocab_size) bool, or a
+        mask for all rows. tolerance: by how much rounding may have moved a difference of two
+        logits; above 0, the result says which draws that leaves certain.
+        """
         logits = logits.astype(mx.float32)
-        adjusted = self._adjust(logits)
+        adjusted = self._adjust(logits, following)
         if allowed is not None:
             # A bias may ban all that is allowed: what is banned still comes before the rest.
             adjusted = mx.where(allowed, mx.maximum(adjusted, _LEAST), -mx.inf)
-        token = self._draw(adjusted)
+        tokens, certain = self._draw(adjusted, tolerance)
         if self._params.logprobs is None:
-            return Sample(token)
+            return RowSample(tokens, certain)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        own = mx.take_along_axis(logprobs, token[:, None], axis=-1)[0]
+        own = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
         if self._params.logprobs == 0:
-            return Sample(token, own)
+            return RowSample(tokens, certain, own)
         ids = _largest(logprobs, self._params.logprobs)
-        return Sample(token, own, ids[0], mx.take_along_axis(logprobs, ids, axis=-1)[0])
+        return RowSample(tokens, certain, own, ids, mx.take_along_axis(logprobs, ids, axis=-1))
 
-    def _adjust(self, logits: mx.array) -> mx.array:
+    @property
+    def switches(self) -> bool:
+        """Whether its penalties change where thinking ends: then no state can be returned to."""
+        return self._switch is not None
+
+    def state(self) -> SamplerState:
+        """To return to, when draws turn out to be dropped."""
+        return SamplerState(self._draws, self._counts, self._seen)
+
+    def restore(self, state: SamplerState) -> None:
+        """Be as when `state` was taken, by this sampler or one with the same parameters."""
+        self._draws, self._counts, self._seen = state.draws, state.counts, state.seen
+
+    def skip(self, draws: int) -> None:
+        """Count draws that were not made; negative: take back some that do not count."""
+        self._draws += draws
+
+    def _adjust(self, logits: mx.array, following: mx.array | None = None) -> mx.array:
         if self._bias is not None:
             logits = logits + self._bias
         now = self._params.penalties if self._switch is None else self._switch.penalties()
-        if self._seen is not None:
+        counts, seen = self._counts, self._seen
+        if following is not None and following.size and (counts is not None or seen is not None):
+            more = _running_counts(following, self._vocab_size)
+            counts = None if counts is None else counts + more
+            seen = None if seen is None else seen | (more > 0)
+        if seen is not None:
             worse = mx.where(logits > 0, logits / now.repetition, logits * now.repetition)
-            logits = mx.where(self._seen, worse, logits)
-        if self._counts is not None:
-            logits = logits - now.presence * (self._counts > 0)
-            logits = logits - now.frequency * self._counts
+            logits = mx.where(seen, worse, logits)
+        if counts is not None:
+            logits = logits - now.presence * (counts > 0)
+            logits = logits - now.frequency * counts
         return logits
 
-    def _draw(self, logits: mx.array) -> mx.array:
-        """(1, vocab_size) -> (1,)."""
+    def _draw(self, logits: mx.array, tolerance: float) -> tuple[mx.array, mx.array | None]:
+        """(k, vocab_size) -> tokens, and whether they are certain: (k,) each.
+
+        A draw inverts the distribution function at one uniform number a position, so that it is
+        the same number, and most often the same token, whichever model proposes it.
+        """
         params = self._params
         if params.greedy:
-            return mx.argmax(logits, axis=-1)
-        logits = logits / params.temperature
-        keeps_all = params.top_p >= 1 and params.min_p <= 0
-        if not 0 < params.top_k < self._vocab_size:
-            if keeps_all:
-                return mx.random.categorical(logits, key=self._key())
-            candidates = mx.argsort(-logits, axis=-1)
+            return mx.argmax(logits, axis=-1), _clear_winner(logits, tolerance)
+        slack = tolerance / params.temperature
+        logits, candidates = self._candidates(logits / params.temperature)
+        kept, clear_cut = _filter(logits, params, slack)
+        odds = mx.softmax(kept, axis=-1)
+        cumulative = mx.cumsum(odds, axis=-1)
+        points = self._uniforms(logits.shape[0]) * cumulative[:, -1:]
+        # The first beyond the point, and never one that was dropped: sums are rounded.
+        choice = mx.argmax((cumulative > points) & (odds > 0), axis=-1, keepdims=True)
+        certain = None
+        if tolerance:  # odds e^slack off move a share p of them by p (1 - p) slack at most
+            certain = mx.abs(cumulative - points).min(axis=-1) > slack / 4
+            if clear_cut is not None:
+                certain = certain & clear_cut
+        if candidates is None:
+            return choice[:, 0], certain
+        if certain is not None:  # rank and token may have changed places with a neighbour
+            gaps = mx.abs(logits - mx.take_along_axis(logits, choice, axis=-1))
+            last = choice[:, 0] == logits.shape[-1] - 1
+            certain = certain & ((gaps <= slack).sum(axis=-1) == 1) & ~last
+        return mx.take_along_axis(candidates, choice, axis=-1)[:, 0], certain
+
+    def _candidates(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Those a draw may come from, best first, and their ids; all, in place, if unfiltered."""
+        params = self._params
+        if 0 < params.top_k < self._vocab_size:
+            ids = _largest(logits, params.top_k)
+        elif params.top_p >= 1 and params.min_p <= 0:
+            return logits, None
         else:
-            candidates = _largest(logits, params.top_k)
-        kept = _filter(mx.take_along_axis(logits, candidates, axis=-1), params)
-        choice = mx.random.categorical(kept, key=self._key())
-        return mx.take_along_axis(candidates, choice[:, None], axis=-1)[:, 0]
+            ids = mx.argsort(-logits, axis=-1)
+        return mx.take_along_axis(logits, ids, axis=-1), ids
 
     def _settle(self) -> None:
         """Finish what was built so far: the first draw may be made on another thread.
@@ -260,36 +358,71 @@ class Sampler:
         """
         mx.eval(self._bias, self._counts, self._seen, self._switch and self._switch.state())
 
-    def _key(self) -> mx.array:
-        """A fresh key from the seed and the number of this draw (SplitMix64's mixing)."""
-        self._draws += 1
-        mixed = (self._seed + self._draws * 0x9E3779B97F4A7C15) & _MASK64
+    def _uniforms(self, count: int) -> mx.array:
+        """The next numbers of this sequence, from 0 to below 1: (count, 1) float32.
+
+        From the seed and the number of each draw (SplitMix64's mixing); made on the host, which
+        spares the device a kernel, and with 23 bits, so that a product stays below its factor.
+        """
+        numbers = [self._uniform(self._draws + 1 + index) for index in range(count)]
+        self._draws += count
+        return mx.array(numbers)[:, None]
+
+    def _uniform(self, draw: int) -> float:
+        mixed = (self._seed + draw * 0x9E3779B97F4A7C15) & _MASK64
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64
-        return mx.random.key(mixed ^ (mixed >> 31))
+        return float((mixed ^ (mixed >> 31)) >> 41) / (1 << 23)
 
 
 _LEAST = -1e30
 _MASK64 = (1 << 64) - 1
 
 
+def _running_counts(token_ids: mx.array, vocab_size: int) -> mx.array:
+    """(n,) -> (n + 1, vocab_size): how often each token is among the first 0, 1, ... n."""
+    each = (token_ids[:, None] == mx.arange(vocab_size)).astype(mx.float32)
+    return mx.concatenate([mx.zeros((1, vocab_size)), mx.cumsum(each, axis=0)])
+
+
+def _clear_winner(logits: mx.array, tolerance: float) -> mx.array | None:
+    """Whether the best is so by more than the tolerance: (k, vocab) -> (k,) bool."""
+    if not tolerance:
+        return None
+    rivals = logits >= mx.max(logits, axis=-1, keepdims=True) - tolerance
+    return rivals.sum(axis=-1) == 1
+
+
 def _largest(values: mx.array, count: int) -> mx.array:
-    """Indices of the `count` largest of each row, best first: (1, vocab) -> (1, count)."""
+    """Indices of the `count` largest of each row, best first: (k, vocab) -> (k, count)."""
     indices = mx.argpartition(-values, kth=count - 1, axis=-1)[:, :count]
     order = mx.argsort(-mx.take_along_axis(values, indices, axis=-1), axis=-1)
     return mx.take_along_axis(indices, order, axis=-1)
 
 
-def _filter(logits: mx.array, params: SamplingParams) -> mx.array:
-    """top_p and min_p over candidates sorted best first: (1, n) -> (1, n), -inf where dropped."""
-    keep = mx.ones(logits.shape, mx.bool_)
+def _filter(
+    logits: mx.array, params: SamplingParams, slack: float
+) -> tuple[mx.array, mx.array | None]:
+    """top_p and min_p over candidates sorted best first: (k, n), -inf where dropped.
+
+    With a slack also whether no candidate is that close to being dropped or kept: (k,) bool.
+    """
+    keep: mx.array | None = None
+    clear: mx.array | None = None
     if params.top_p < 1:
         probabilities = mx.softmax(logits, axis=-1)
         before = mx.cumsum(probabilities, axis=-1) - probabilities
         keep = before < params.top_p  # the best one always: nothing comes before it
+        if slack:
+            clear = mx.abs(before - params.top_p).min(axis=-1) > slack / 4
     if params.min_p > 0:
-        keep = keep & (logits >= logits[:, :1] + math.log(params.min_p))
-    return mx.where(keep, logits, -mx.inf)
+        least = logits[:, :1] + math.log(params.min_p)
+        likely = logits >= least
+        keep = likely if keep is None else keep & likely
+        if slack:
+            apart = mx.abs(logits - least).min(axis=-1) > slack
+            clear = apart if clear is None else clear & apart
+    return (logits if keep is None else mx.where(keep, logits, -mx.inf)), clear
 
 
 def _bias_array(bias: Mapping[int, float], vocab_size: int) -> mx.array | None:

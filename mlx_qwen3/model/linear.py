@@ -12,6 +12,9 @@ from mlx.utils import tree_flatten
 
 # Bytes of weights unpacked at once when a quantized matrix is multiplied dense.
 _UNPACK_BYTES = 64 << 20
+# A matrix that is no larger unpacked stays unpacked beside its packed form once it was needed so:
+# tiny models spend more time unpacking than multiplying. No release has matrices this small.
+_KEEP_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class QuantizedLinear(Module):
         self.quantization = quantization
         self.dtype = dtype
         self.dense_from = dense_from
+        self._kept: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., in) -> (..., out)."""
@@ -113,8 +117,18 @@ class QuantizedLinear(Module):
             **self.quantization.arguments(),
         )
 
+    def _keep(self) -> mx.array:
+        """The whole matrix, unpacked the first time; then, for any thread may be the next."""
+        if self._kept is None:
+            kept = self._unpack(slice(None))
+            mx.eval(kept)
+            self._kept = kept
+        return self._kept
+
     def _dense(self, x: mx.array) -> mx.array:
         """Multiply dense, a block of rows at a time so that the unpacked copy stays small."""
+        if self.out_dims * x.shape[-1] * x.dtype.size <= _KEEP_BYTES:
+            return x @ self._keep().T
         step = max(256, _UNPACK_BYTES // (x.shape[-1] * x.dtype.size))
         if step >= self.out_dims:
             return x @ self._unpack(slice(None)).T

@@ -61,3 +61,56 @@ class ComputePolicy:
             compiled=not on_cpu,
             compile_step_below=_CPU_HOST_BOUND if compiles else 0,
         )
+
+
+@dataclass(frozen=True)
+class BurstPolicy:
+    """How this device computes a few tokens of one sequence at once, to verify a proposal.
+
+    max_rows: tokens at once; below 2: never.
+    tolerance: how far a difference of two logits may be from what steps of one token give
+    (0: the same kernels, and so the same bits). packed_tolerance: the same with a packed cache,
+    where rounding may move a key to the next level.
+    costs: (rows, cost in steps of one token) to expect before it is measured, by rows.
+    """
+
+    max_rows: int
+    costs: tuple[tuple[int, float], ...]
+    tolerance: float = 0.0
+    packed_tolerance: float = 0.0
+
+    @classmethod
+    def for_device(cls, device: Device, dtype: mx.Dtype, queries_per_kv_head: int) -> BurstPolicy:
+        """Bursts of this device; from MLX's source, and not measured, where it is a GPU.
+
+        Metal's vector kernels take each row as they take one, for up to 8 queries and 32 query
+        heads of a KV head. CUDA builds a graph for every key length of more than one query: never.
+        """
+        if device.backend == "metal":
+            return cls(min(8, 32 // queries_per_kv_head), costs=((1, 1.0), (8, 2.0)))
+        if device.backend == "cuda":
+            return cls(0, costs=((1, 1.0),))
+        noise = _CPU_NOISE if dtype == mx.float32 else _CPU_PACKED_NOISE
+        costs = _CPU_DENSE_COSTS if device.blas.fast else _CPU_ROW_COSTS
+        return cls(32, costs, noise, max(noise, _CPU_PACKED_NOISE))
+
+    def expected_cost(self, rows: int) -> float:
+        """Before it is measured, in steps of one token."""
+        below, above = self.costs[0], self.costs[-1]
+        for entry in self.costs:
+            if entry[0] <= rows:
+                below = entry
+            else:
+                above = entry
+                break
+        span = above[0] - below[0]
+        share = (rows - below[0]) / span if span > 0 else 0.0
+        return below[1] + share * (above[1] - below[1])
+
+
+# Largest differences seen between the logits (up to 20) of bursts and of steps, on the demo and
+# the tests' models: 1e-4, and 2e-2 with packed caches; a margin of ten above that.
+_CPU_NOISE, _CPU_PACKED_NOISE = 1e-3, 0.2
+# From three rows on matrices are unpacked, once for all rows; without a fast BLAS each row counts.
+_CPU_DENSE_COSTS = ((1, 1.0), (2, 1.6), (3, 3.5), (16, 4.5), (32, 5.5))
+_CPU_ROW_COSTS = ((1, 1.0), (32, 24.0))

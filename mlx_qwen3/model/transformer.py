@@ -98,6 +98,11 @@ class Transformer(Module):
             x = layer(x, layer_cache, rotation, masks[kind])
         return self.norm(x)
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of activations and logits."""
+        return self.norm.weight.dtype
+
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., hidden_size) -> (..., vocab_size)."""
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head

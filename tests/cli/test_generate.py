@@ -116,7 +116,7 @@ def test_raw_sends_nothing_but_the_prompt(ask: Command) -> None:
 
 def test_system_and_tools_reach_the_prompt(ask: Command, tmp_path: Path) -> None:
     def prompt_tokens(*args: str) -> int:
-        tokens: int = as_json(ask("hi", "--json", *args))["prompt_tokens"]
+        tokens: int = as_json(ask("hi", "--json", "--temperature", "0", *args))["prompt_tokens"]
         return tokens
 
     tools = tmp_path / "tools.json"
@@ -322,3 +322,16 @@ def test_a_form_that_cannot_be(ask: Command, args: list[str], said: str) -> None
     run = ask("hi", *args)
     assert (run.code, run.out, run.err.count("\n")) == (1, "", 1)
     assert said in run.err
+
+
+# --- speculation
+
+
+def test_speculation_leaves_the_reply_as_it_is(ask: Command, checkpoint: Path) -> None:
+    prompt = ("ha ha ha ha ha", "--temperature", "0", "--json", "--raw")
+    plain = as_json(ask(*prompt, "--speculation", "off"))
+    for options in ((), ("--speculation", "lookup"), ("--draft", str(checkpoint))):
+        assert as_json(ask(*prompt, *options))["token_ids"] == plain["token_ids"]
+    refused = ask("hi", "--speculation", "draft")
+    assert refused.code == 1
+    assert "needs a draft model" in refused.err

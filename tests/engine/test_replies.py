@@ -15,7 +15,10 @@ from mlx_qwen3 import load
 from mlx_qwen3.engine.prefix_store import READ_AGAIN, PrefixStore
 from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation import reply as reply_module
+from mlx_qwen3.generation import speculator as speculator_module
+from mlx_qwen3.generation.loop import TokenLoop
 from mlx_qwen3.generation.output import Completion
+from mlx_qwen3.generation.speculation import SpeculativeLoop
 from mlx_qwen3.llm import LLM
 from mlx_qwen3.model.step import PlainStep
 from tests.engine.turns import MEBI, disk_store
@@ -180,21 +183,29 @@ def test_a_stream_that_never_began(plain: LLM) -> None:
     assert kept.generate(messages, **GREEDY).usage.cached_tokens == 0
 
 
-class ChunkedLoop(reply_module.TokenLoop):
+class ChunkedLoop(TokenLoop):
     """Reads 64 tokens at a time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options, chunk=64)
 
 
+class ChunkedSpeculativeLoop(ChunkedLoop, SpeculativeLoop):
+    """The same, proposing."""
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reply_module, "TokenLoop", ChunkedLoop)
+    monkeypatch.setattr(speculator_module, "SpeculativeLoop", ChunkedSpeculativeLoop)
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("speculation", ["off", "lookup"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
-def test_a_prompt_that_was_cancelled_midway(error: type[BaseException], plain: LLM) -> None:
+def test_a_prompt_that_was_cancelled_midway(
+    error: type[BaseException], speculation: str, plain: LLM
+) -> None:
     """What was read until then need not be read again."""
     kept = with_store(plain)
     messages = [SYSTEM, user("What is 27 + 58?")]
@@ -204,8 +215,8 @@ def test_a_prompt_that_was_cancelled_midway(error: type[BaseException], plain: L
             raise error
 
     with pytest.raises(error):
-        kept.generate(messages, progress=stop, **GREEDY)
-    done = kept.generate(messages, **GREEDY)
+        kept.generate(messages, progress=stop, speculation=speculation, **GREEDY)
+    done = kept.generate(messages, speculation=speculation, **GREEDY)
     assert done.usage.cached_tokens == 64
     assert done.token_ids == plain.generate(messages, **GREEDY).token_ids
 
