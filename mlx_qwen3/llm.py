@@ -208,7 +208,8 @@ class LLM:
         speculation: "lookup" has the model verify what followed earlier in prompt and reply,
         "draft" what a draft model says (`draft`, or the one of `load`); the reply is the same.
         False or "off": neither; None: a draft model if there is one, else lookup where the device
-        may gain. Either stops by itself while it does not pay.
+        may gain. Either stops by itself while it does not pay, and waits where penalties of
+        thinking are set apart.
         progress: called with (tokens read, tokens to read) during prefill.
         tools: functions, with type hints and a docstring, or JSON schemas in OpenAI's form.
         options: SamplingParams' fields (max_tokens, temperature, seed, stop, ...) and
