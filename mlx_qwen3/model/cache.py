@@ -176,7 +176,9 @@ class LayerCache:
         start, self._length = self._length, self._length + length
         self.offset += length
         for buffer, columns in zip(self._buffers, new, strict=True):
-            buffer[:, :, start : self._length] = columns
+            # What fills a buffer takes its place, and would keep alive whatever it is a view of.
+            whole = length == buffer.shape[2]
+            buffer[:, :, start : self._length] = mx.contiguous(columns) if whole else columns
         return [buffer[:, :, : self._length] for buffer in self._buffers]
 
     def _kept_before(self, length: int) -> int:

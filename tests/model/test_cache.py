@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -374,3 +375,17 @@ def test_a_rotating_cache_stays_its_size(tiny_model: Models) -> None:
         sizes.add(cache.nbytes)
     assert cache.offset == 30 * len(TOKEN_IDS)
     assert max(sizes) <= 512 * 3 * 2 * 2 * 32 * 4
+
+
+def test_what_fills_a_buffer_keeps_nothing_else_alive() -> None:
+    """Keys and values are views of larger products; a prompt of 256 tokens fills a new buffer."""
+    gc.collect()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    layer = LayerCache()
+    heads = mx.ones((1, 64, 256, 32)) * 2
+    layer.update(heads[:, :2], heads[:, 2:4])
+    mx.eval(layer.state())
+    del heads
+    mx.synchronize()
+    assert mx.get_active_memory() - before <= layer.nbytes + 1_000
