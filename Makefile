@@ -31,7 +31,7 @@ demo: $(RUN)
 	@$(BIN)/mlx-qwen3 generate "What is 27 + 58?"
 
 test: $(DEV)
-	@$(BIN)/python -m pytest -q -m 'not slow and not reference'
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile -m 'not slow and not reference'
 
 check: static test
 

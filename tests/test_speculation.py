@@ -131,7 +131,9 @@ def test_what_is_kept_of_a_reply_that_was_left(events: int, demo: LLM) -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_the_offset_never_counts_what_was_only_proposed(demo: LLM) -> None:
-    request = demo.request(LIST, temperature=0, thinking=False, speculation="lookup")
+    request = demo.request(
+        LIST, temperature=0, thinking=False, speculation="lookup", max_tokens=120
+    )
     reply: Reply = demo._reply(request, None)
     reply.start()
     seen = len(request.prompt_ids)
