@@ -449,8 +449,9 @@ def test_memory_does_not_grow(tiny: LLM, caches: list[weakref.ref[Any]]) -> None
     for seed in range(50):
         options: dict[str, Any] = {"presence_penalty": 0.5} if seed % 2 else {}
         tiny.generate("x" * (40 + seed), raw=True, max_tokens=4, seed=seed, **options)
-        held.append((settled() if seed in (1, 49) else 0, mx.get_cache_memory()))
-    assert held[1] == held[49]
+        held.append(settled() if seed in (1, 49) else 0)
+        assert mx.get_cache_memory() < 10_000  # scalars, freed while the device was still at it
+    assert held[49] - held[1] < TRACE
     assert [cache() for cache in caches] == [None] * 50
 
 
