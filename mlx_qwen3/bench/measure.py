@@ -22,6 +22,7 @@ Progress = Callable[[int, int], None]
 
 PROBE = 4  # tokens of the prompt that cold and warm first tokens are measured with
 _STEPS = 16  # single steps per turn
+_STEP_SECONDS = 5.0  # and how long they may take together
 _FEWEST = 2  # tokens decoded, and single steps taken, at least
 
 
@@ -138,7 +139,7 @@ def _turn(runner: Runner, lengths: tuple[Length, ...], config: ModelConfig) -> T
     load_peak = mx.get_peak_memory()
     probe = prompt_ids(PROBE, config.vocab_size)
     first, warm = (_run(runner, Length(PROBE, 0), probe).first_token for _ in range(2))
-    steps = _single_steps(runner, probe, budget=_STEPS * warm if lengths else 0)
+    steps = _single_steps(runner, probe, seconds=_STEP_SECONDS if lengths else 0)
     # A length that a slow runner got twice is run once.
     runs = {
         one: _run(runner, one, prompt_ids(one.prompt, config.vocab_size)) for one in set(lengths)
@@ -177,13 +178,13 @@ def _run(runner: Runner, length: Length, prompt: Sequence[int]) -> LengthRun:
     return LengthRun(length, times[0] - start, times[-1] - times[0], *peaks)
 
 
-def _single_steps(runner: Runner, prompt: Sequence[int], *, budget: float) -> tuple[StepRun, ...]:
-    """Up to _STEPS of them within about `budget` seconds, behind one that warms up."""
+def _single_steps(runner: Runner, prompt: Sequence[int], *, seconds: float) -> tuple[StepRun, ...]:
+    """Up to _STEPS of them within about `seconds`, behind one that warms up."""
     tokens = runner.generate(prompt, _STEPS + 2)
     next(tokens), next(tokens)
     runs: list[StepRun] = []
     start = time.perf_counter()
-    while len(runs) < _FEWEST or (len(runs) < _STEPS and time.perf_counter() - start < budget):
+    while len(runs) < _FEWEST or (len(runs) < _STEPS and time.perf_counter() - start < seconds):
         runs.append(_single_step(runner, tokens))
     return tuple(runs)
 
