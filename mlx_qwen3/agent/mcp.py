@@ -83,6 +83,8 @@ class McpServers:
     def close(self) -> None:
         """End all servers; safe to call twice. Takes as long as they need, at most seconds."""
         self._close()
+        if not self._started.done():  # it went with its loop, and nobody is to wait for it
+            self._started.set_result(None)
 
     async def _start(self, specs: Sequence[ServerSpec], timeouts: Timeouts) -> None:
         self._connections += [Connection(spec, timeouts) for spec in specs]

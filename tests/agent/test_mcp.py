@@ -169,7 +169,9 @@ def test_closing_ends_every_process(habits: tuple[str, ...]) -> None:
 
 
 def test_closing_in_the_midst_of_starting() -> None:
-    servers(a=rough("silent")).close()
+    starting = servers(a=rough("silent"))
+    starting.close()
+    assert [one.state for one in starting.connections] != ["ready"]
 
 
 _FORGETS = """
