@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen3._version import __version__
 from mlx_qwen3.errors import (
+    BusyError,
     CacheFullError,
     CheckpointError,
     ConfigError,
     ContextOverflowError,
     DeviceError,
+    EngineError,
     McpError,
     ModelNotFoundError,
     OptionError,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "BusyError",
     "CacheFullError",
     "CallDelta",
     "CheckpointError",
@@ -49,6 +52,7 @@ __all__ = [
     "ContextOverflowError",
     "Conversation",
     "DeviceError",
+    "EngineError",
     "Event",
     "McpError",
     "McpServers",

@@ -12,6 +12,8 @@
     ├── ContextOverflowError     prompt and max_tokens do not fit the context
     ├── CacheFullError           more tokens than a cache was made for
     ├── DeviceError              this machine cannot do what was asked
+    ├── BusyError                no room for one more reply now; says when to ask again
+    ├── EngineError              the engine failed while it worked on a reply
     └── McpError                 a list of MCP servers that cannot be read, or no SDK to reach them
 
 Every message is one line for a person: what was found, what was expected, what to do.
@@ -64,6 +66,18 @@ class CacheFullError(Qwen3Error):
 
 class DeviceError(Qwen3Error):
     """This machine cannot do what was asked."""
+
+
+class BusyError(Qwen3Error):
+    """No room for one more reply at the moment. retry_after: seconds after which to ask again."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineError(Qwen3Error):
+    """The engine failed while it worked on a reply, or before it could begin."""
 
 
 class McpError(Qwen3Error):

@@ -17,6 +17,7 @@ CONVERTER = ROOT / "convert" / "mlx_qwen3_convert"
 LEVELS = (
     {"cli", "__main__"},
     {"server", "agent", "bench"},
+    {"service"},
     {"llm"},
     {"engine"},
     {"generation"},
