@@ -1,4 +1,10 @@
-"""Projections: dense or quantized, alone or several of the same input in one multiplication."""
+"""Projections: dense or quantized, alone or several of the same input in one multiplication.
+
+One token each of several sequences, (B, 1, in), is multiplied row by row, as each sequence alone
+would be: what a reply says must not depend on who else is being answered. Kernels for packed
+matrices do that by themselves while rows are few (on Metal up to six); products of dense ones
+round differently with the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +46,10 @@ class Linear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., in) -> (..., out)."""
-        if self.bias is None:
-            return x @ self.weight.T
-        return mx.addmm(self.bias, x, self.weight.T)
+        matrix = self.weight.T
+        if _is_step_of_many(x):  # a batch of matrices, so that MLX does not join the rows
+            matrix = mx.broadcast_to(matrix, (x.shape[0], *matrix.shape))
+        return x @ matrix if self.bias is None else mx.addmm(self.bias, x, matrix)
 
     @property
     def out_dims(self) -> int:
@@ -85,7 +92,7 @@ class QuantizedLinear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., in) -> (..., out)."""
-        if self.dense_from is not None and x.size // x.shape[-1] >= self.dense_from:
+        if self._multiplies_dense(x):
             y = self._dense(x)
         else:
             y = mx.quantized_matmul(
@@ -97,6 +104,11 @@ class QuantizedLinear(Module):
                 **self.quantization.arguments(),
             )
         return y if self.bias is None else y + self.bias
+
+    def _multiplies_dense(self, x: mx.array) -> bool:
+        if self.dense_from is None or _is_step_of_many(x):
+            return False
+        return x.size // x.shape[-1] >= self.dense_from
 
     @property
     def out_dims(self) -> int:
@@ -140,6 +152,11 @@ class QuantizedLinear(Module):
 
 
 AnyLinear = Linear | QuantizedLinear
+
+
+def _is_step_of_many(x: mx.array) -> bool:
+    """Whether the rows of x are one token each of several sequences: (B, 1, in)."""
+    return x.ndim == 3 and x.shape[1] == 1 and x.shape[0] > 1
 
 
 def nbytes(module: Module) -> int:
