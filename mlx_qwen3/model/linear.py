@@ -18,8 +18,9 @@ from mlx.utils import tree_flatten
 
 # Bytes of weights unpacked at once when a quantized matrix is multiplied dense.
 _UNPACK_BYTES = 64 << 20
-# A matrix that is no larger unpacked stays unpacked beside its packed form once it was needed so:
-# tiny models spend more time unpacking than multiplying. No release has matrices this small.
+# Where unpacking pays, a matrix that is no larger unpacked stays so beside its packed form, and
+# is multiplied dense even by one row: tiny models are slow to unpack and slow to multiply packed.
+# No release has matrices this small.
 _KEEP_BYTES = 2 << 20
 
 
@@ -46,9 +47,7 @@ class Linear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., in) -> (..., out)."""
-        matrix = self.weight.T
-        if _is_step_of_many(x):  # a batch of matrices, so that MLX does not join the rows
-            matrix = mx.broadcast_to(matrix, (x.shape[0], *matrix.shape))
+        matrix = _for_rows_of(x, self.weight.T)
         return x @ matrix if self.bias is None else mx.addmm(self.bias, x, matrix)
 
     @property
@@ -106,9 +105,15 @@ class QuantizedLinear(Module):
         return y if self.bias is None else y + self.bias
 
     def _multiplies_dense(self, x: mx.array) -> bool:
-        if self.dense_from is None or _is_step_of_many(x):
+        if self.dense_from is None:
             return False
-        return x.size // x.shape[-1] >= self.dense_from
+        if self._stays_unpacked(x.dtype):
+            return True
+        return not _is_step_of_many(x) and x.size // x.shape[-1] >= self.dense_from
+
+    def _stays_unpacked(self, dtype: mx.Dtype) -> bool:
+        groups: int = self.scales.size
+        return groups * self.quantization.group_size * dtype.size <= _KEEP_BYTES
 
     @property
     def out_dims(self) -> int:
@@ -139,8 +144,8 @@ class QuantizedLinear(Module):
 
     def _dense(self, x: mx.array) -> mx.array:
         """Multiply dense, a block of rows at a time so that the unpacked copy stays small."""
-        if self.out_dims * x.shape[-1] * x.dtype.size <= _KEEP_BYTES:
-            return x @ self._keep().T
+        if self._stays_unpacked(x.dtype):
+            return x @ _for_rows_of(x, self._keep().T)
         step = max(256, _UNPACK_BYTES // (x.shape[-1] * x.dtype.size))
         if step >= self.out_dims:
             return x @ self._unpack(slice(None)).T
@@ -157,6 +162,12 @@ AnyLinear = Linear | QuantizedLinear
 def _is_step_of_many(x: mx.array) -> bool:
     """Whether the rows of x are one token each of several sequences: (B, 1, in)."""
     return x.ndim == 3 and x.shape[1] == 1 and x.shape[0] > 1
+
+
+def _for_rows_of(x: mx.array, matrix: mx.array) -> mx.array:
+    """The matrix as often as x has sequences of one token each, so that MLX multiplies them one by
+    one; it would join them into one product."""
+    return mx.broadcast_to(matrix, (x.shape[0], *matrix.shape)) if _is_step_of_many(x) else matrix
 
 
 def nbytes(module: Module) -> int:
