@@ -18,7 +18,6 @@ from pydantic import BeforeValidator, Field
 
 from mlx_qwen3.server.body import Body, Measure, counted, weighed
 
-
 # --- blocks
 
 
@@ -85,7 +84,7 @@ class ToolResultBlock(_Cached):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Texts = []
+    content: Texts = Field(default_factory=list)
     is_error: bool | None = None
 
 
@@ -200,7 +199,7 @@ class ClearThinking(Body):
 class ContextManagement(Body):
     """What to forget of a conversation."""
 
-    edits: list[ClearThinking] = []
+    edits: list[ClearThinking] = Field(default_factory=list)
 
 
 class Metadata(Body):
@@ -214,14 +213,15 @@ class CountBody(_Cached):
 
     model: str
     messages: Annotated[list[Turn], Field(min_length=1)]
-    system: Texts = []
+    system: Texts = Field(default_factory=list)
     tools: list[ToolParam] | None = None
-    tool_choice: Annotated[
-        AutoChoice | AnyChoice | ToolChoice | NoChoice, Field(discriminator="type")
-    ] | None = None
-    thinking: Annotated[
-        ThinkingOn | ThinkingOff | ThinkingAdaptive, Field(discriminator="type")
-    ] | None = None
+    tool_choice: (
+        Annotated[AutoChoice | AnyChoice | ToolChoice | NoChoice, Field(discriminator="type")]
+        | None
+    ) = None
+    thinking: (
+        Annotated[ThinkingOn | ThinkingOff | ThinkingAdaptive, Field(discriminator="type")] | None
+    ) = None
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None
     speed: Literal["standard"] | None = None
@@ -231,7 +231,8 @@ class CountBody(_Cached):
     @property
     def format(self) -> JsonFormat | None:
         """The form of the answer, wherever it is asked for."""
-        return self.output_format or (self.output_config and self.output_config.format)
+        config = self.output_config
+        return self.output_format if config is None else config.format or self.output_format
 
     def measures(self) -> Iterator[Measure]:
         """Messages, tools and schemas."""

@@ -58,7 +58,9 @@ class MessageEvents:
         blocks = [self._block(part) for part in self._parts.all]
         return self._message(blocks, *self._stop(completion), self._usage(completion))
 
-    def _message(self, blocks: list[Json], reason: str | None, stop: str | None, usage: Json) -> Json:
+    def _message(
+        self, blocks: list[Json], reason: str | None, stop: str | None, usage: Json
+    ) -> Json:
         return {
             "id": self.id,
             "type": "message",
@@ -98,36 +100,25 @@ class MessageEvents:
         }
 
     def _block(self, part: Part) -> Json:
-        if part.kind == "thinking":
-            shown = part.text if self.shows_thinking else ""
-            return {"type": "thinking", "thinking": shown, "signature": signature(part.text)}
-        if part.kind == "answer":
-            return {"type": "text", "text": part.text}
-        arguments = {} if part.call is None else part.call.arguments
-        return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
+        text = "" if self._hidden(part) else part.text
+        return _block(part, text, {} if part.call is None else part.call.arguments)
+
+    def _hidden(self, part: Part) -> bool:
+        return part.kind == "thinking" and not self.shows_thinking
 
     # --- streaming
 
     def _say(self, change: Change) -> list[Json]:
-        place = {"index": change.part.index}
-        deltas = [
-            {"type": "content_block_delta", **place, "delta": delta}
-            for delta in self._deltas(change)
-        ]
-        if change.verb == "begin":
-            block = {**self._block(change.part), **_EMPTY[change.part.kind]}
-            return [{"type": "content_block_start", **place, "content_block": block}]
-        return deltas if change.verb == "grow" else [*deltas, {"type": "content_block_stop", **place}]
-
-    def _deltas(self, change: Change) -> list[Json]:
         part = change.part
-        if change.verb == "end" and part.kind == "thinking":
-            return [{"type": "signature_delta", "signature": signature(part.text)}]
-        hidden = part.kind == "thinking" and not self.shows_thinking
-        if change.verb != "grow" or hidden:
-            return []
+        if change.verb == "begin":  # it may have grown by now, and yet begins empty
+            return [
+                _at(part, "content_block_start", content_block=_block(part, "", {}, signed=False))
+            ]
+        if change.verb == "end":
+            return [*_signed(part), _at(part, "content_block_stop")]
         kind, name = _DELTAS[part.kind]
-        return [{"type": kind, name: change.text}]
+        delta = {"type": kind, name: change.text}
+        return [] if self._hidden(part) else [_at(part, "content_block_delta", delta=delta)]
 
     def _end(self, completion: Completion) -> list[Json]:
         reason, stop = self._stop(completion)
@@ -139,8 +130,7 @@ class MessageEvents:
         ]
 
 
-_EMPTY: dict[PartKind, Json] = {"thinking": {"signature": ""}, "answer": {}, "call": {}}
-# kind of part -> its delta, and the field that has what is new
+# Kind of part -> its delta, and the field that has what is new.
 _DELTAS: dict[PartKind, tuple[str, str]] = {
     "thinking": ("thinking_delta", "thinking"),
     "answer": ("text_delta", "text"),
@@ -151,3 +141,23 @@ _DELTAS: dict[PartKind, tuple[str, str]] = {
 def signature(thinking: str) -> str:
     """What clients want beside thinking. A digest: it proves nothing, and nobody here checks it."""
     return base64.b64encode(hashlib.sha256(thinking.encode()).digest()).decode()
+
+
+def _block(part: Part, text: str, arguments: Json, *, signed: bool = True) -> Json:
+    if part.kind == "thinking":
+        sign = signature(part.text) if signed else ""
+        return {"type": "thinking", "thinking": text, "signature": sign}
+    if part.kind == "answer":
+        return {"type": "text", "text": text}
+    return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
+
+
+def _signed(part: Part) -> list[Json]:
+    if part.kind != "thinking":
+        return []
+    delta = {"type": "signature_delta", "signature": signature(part.text)}
+    return [_at(part, "content_block_delta", delta=delta)]
+
+
+def _at(part: Part, kind: str, **fields: Any) -> Json:
+    return {"type": kind, "index": part.index, **fields}

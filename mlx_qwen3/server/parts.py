@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from mlx_qwen3.generation.output import Completion, Event, FinishReason
 from mlx_qwen3.text.tool_calls import ToolCall
@@ -36,7 +36,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to a part; text: what is new, where it grew."""
+    """What happened to a part; text: what is new, where it grew.
+
+    One event may change a part several times, and `part` is as the last of them left it.
+    """
 
     verb: Verb
     part: Part
@@ -126,8 +129,3 @@ class Parts:
             return []
         part.complete, part.call = complete, call
         return [Change("end", part)]
-
-
-def arguments(part: Part) -> dict[str, Any]:
-    """What a call passes; {} for one that was cut off."""
-    return {} if part.call is None else part.call.arguments
