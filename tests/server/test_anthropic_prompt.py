@@ -251,7 +251,7 @@ def test_what_is_not_supported_is_named(fields: dict[str, Any], words: str) -> N
 
 def test_max_tokens_is_required() -> None:
     with pytest.raises(Problem, match="max_tokens is missing"):
-        parse_body(b'{"model": "demo", "messages": []}', MessagesBody, Limits())
+        parse_body(json.dumps({"model": "demo", "messages": [HI]}).encode(), MessagesBody, Limits())
 
 
 # --- with a model
