@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from mlx_qwen3 import LLM
+from mlx_qwen3.errors import ModelNotFoundError
+from mlx_qwen3.generation.output import Event
+from mlx_qwen3.generation.request import Request
 from mlx_qwen3.server.body import Limits
 from mlx_qwen3.service import Service
 from tests.server.fake_api import serving
@@ -34,4 +40,43 @@ def api_app(service: Service, *apis: Routes) -> Starlette:
 def demo_server(*apis: Routes) -> Iterator[str]:
     """The address of these APIs, the demo model under the name "demo"."""
     with serving(api_app(Service({"demo": "demo"}), *apis), lifespan="on") as address:
+        yield address.rstrip("/")
+
+
+@dataclass
+class Scripted:
+    """A service with one model, "demo": it checks requests for real and replies what is written.
+
+    replies: events, and exceptions that end a reply where they stand.
+    """
+
+    llm: LLM
+    replies: Sequence[Event | Exception]
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str | None = None) -> AsyncIterator[Scripted]:
+        """Itself, as the model."""
+        if name != "demo":
+            raise ModelNotFoundError(f"no model {name!r} here")
+        yield self
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        """The replies as they are written."""
+        for event in self.replies:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
+@contextlib.contextmanager
+def scripted_server(llm: LLM, replies: Sequence[Event | Exception], *apis: Routes) -> Iterator[str]:
+    """The address of these APIs, in front of what is written."""
+    service: Any = Scripted(llm, replies)
+    with serving(api_app(service, *apis), lifespan="on") as address:
         yield address.rstrip("/")
