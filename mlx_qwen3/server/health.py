@@ -12,11 +12,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from mlx_qwen3._version import __version__
+from mlx_qwen3.server.endpoints import Endpoint
 from mlx_qwen3.server.guard import AUTHORIZED
 from mlx_qwen3.service import Service
 
 Status = Literal["loading", "ready", "failed"]
 PATH = "/health"
+HEALTH = Endpoint("GET", PATH, "Whether this server can answer now")
+ENDPOINTS = (HEALTH,)
 
 
 class Lifetime:
@@ -25,6 +28,7 @@ class Lifetime:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._began = time.monotonic()
 
     def start(self) -> None:
@@ -38,10 +42,15 @@ class Lifetime:
         await asyncio.shield(self._task)
 
     async def close(self, deadline: float = 0.0) -> None:
-        """Let running replies finish for so many seconds, then end them. May be called again."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-        await self._service.close(deadline)
+        """Let running replies finish for so many seconds, then end them.
+
+        Called again, it waits for the end that was begun.
+        """
+        if self._closing is None:
+            if self._task is not None:
+                self._task.cancel()
+            self._closing = asyncio.create_task(self._service.close(deadline), name="close")
+        await asyncio.shield(self._closing)
 
     @property
     def error(self) -> BaseException | None:
@@ -83,4 +92,4 @@ def routes(lifetime: Lifetime) -> list[Route]:
         said = lifetime.describe() if authorized else {"status": status}
         return JSONResponse(said, 200 if status == "ready" else 503)
 
-    return [Route(PATH, health)]
+    return [HEALTH.route(health)]

@@ -15,11 +15,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mlx_qwen3._version import __version__
+from mlx_qwen3.server.endpoints import Endpoint
 from mlx_qwen3.server.memory import resident_bytes
 from mlx_qwen3.server.record import ReplyRecord, RequestRecord
 from mlx_qwen3.service import Service
 
-PATH = "/metrics"
+METRICS = Endpoint("GET", "/metrics", "Figures for Prometheus", kind="text/plain")
+ENDPOINTS = (METRICS,)
 PREFIX = "mlx_qwen3_"
 _FIRST = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)  # seconds
 _GAP = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds
@@ -89,9 +91,7 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self._registry)
 
-    def _histogram(
-        self, name: str, text: str, buckets: Iterable[float], *labels: str
-    ) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
         return Histogram(
             PREFIX + name, text, labels, buckets=tuple(buckets), registry=self._registry
         )
@@ -147,4 +147,4 @@ def routes(metrics: Metrics) -> list[Route]:
     async def scrape(request: Request) -> Response:
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    return [Route(PATH, scrape)]
+    return [METRICS.route(scrape)]

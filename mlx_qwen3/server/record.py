@@ -10,36 +10,33 @@ from dataclasses import dataclass, field
 
 from mlx_qwen3.generation.output import Completion, Event
 from mlx_qwen3.generation.request import Request
-
-Gap = Callable[[str, float], None]
+from mlx_qwen3.service import ServedModel
 
 
 @dataclass
 class ReplyRecord:
     """One reply. first: seconds from the request to its first event, None before that.
 
-    gap: told the model and the seconds between two events. failed: it ended with an error.
+    failed: it ended with an error.
     """
 
     model: str
     prompt_tokens: int
     began: float
-    gap: Gap
     first: float | None = None
     completion: Completion | None = None
     failed: bool = False
     _last: float = 0.0
 
-    def saw(self, event: Event) -> None:
-        """Take note of an event, at the moment it comes."""
+    def saw(self, event: Event) -> float | None:
+        """Take note of an event; the seconds since the one before, where both carry text."""
         now = time.monotonic()
-        if event.completion is not None:
-            self.completion = event.completion
+        gap = None if self.first is None or event.completion else now - self._last
         if self.first is None:
             self.first = now - self.began
-        elif event.completion is None:
-            self.gap(self.model, now - self._last)
+        self.completion = event.completion
         self._last = now
+        return gap
 
     @property
     def end(self) -> str:
@@ -49,16 +46,27 @@ class ReplyRecord:
         return "failed" if self.failed else "cancelled"
 
 
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told while a request runs.
+
+    gap: a model, and the seconds between two events of a reply. texts: a reply at its end and the
+    prompt as the model read it; None where that is nobody's business.
+    """
+
+    gap: Callable[[str, float], None]
+    texts: Callable[[ReplyRecord, str], None] | None = None
+
+
 @dataclass
 class RequestRecord:
     """One request. began: time.monotonic() at its start. status: None until one was sent."""
 
     request_id: str
     method: str
-    gap: Gap
+    listeners: Listeners
     began: float = field(default_factory=time.monotonic)
     status: int | None = None
-    model: str | None = None
     replies: list[ReplyRecord] = field(default_factory=list)
 
     @property
@@ -85,22 +93,30 @@ def begin(record: RequestRecord) -> None:
     _current.set(record)
 
 
-async def recorded(
-    model: str, request: Request, events: AsyncGenerator[Event, None]
-) -> AsyncGenerator[Event, None]:
-    """The events of a reply, noted in the record of the HTTP request it is for, if it is for one."""
-    record = _current.get()
-    async with aclosing(events):
+def current() -> RequestRecord | None:
+    """The record of the request that is being answered here, if one is."""
+    return _current.get()
+
+
+async def recorded(model: ServedModel, request: Request) -> AsyncGenerator[Event, None]:
+    """A reply's events, noted in the record of the HTTP request that they are for."""
+    record = current()
+    async with aclosing(model.stream(request)) as events:
         if record is None:
             async for event in events:
                 yield event
             return
-        reply = ReplyRecord(model, len(request.prompt_ids), record.began, record.gap)
+        reply = ReplyRecord(model.name, len(request.prompt_ids), record.began)
         record.replies.append(reply)
         try:
             async for event in events:
-                reply.saw(event)
+                gap = reply.saw(event)
+                if gap is not None:
+                    record.listeners.gap(model.name, gap)
                 yield event
         except Exception:
             reply.failed = True
             raise
+        finally:
+            if record.listeners.texts is not None:
+                record.listeners.texts(reply, model.llm.tokenizer.decode(request.prompt_ids))

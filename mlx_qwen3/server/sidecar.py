@@ -8,6 +8,7 @@ Nothing here waits on the event loop: a parent can die while a model loads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -82,30 +83,32 @@ def wait_for_end(pid: int) -> None:
 
 def _waiter(pid: int) -> Callable[[float], bool]:
     """A function that waits for so many seconds at most and says whether the process ended."""
-    with contextlib.suppress(OSError):  # gone already, or none of our business: then we look
-        if sys.platform == "linux":
-            return _linux_waiter(pid)
-        if sys.platform == "darwin":
-            return _mac_waiter(pid)
-    return lambda seconds: time.sleep(seconds) or not _exists(pid)
-
-
-if sys.platform == "linux":
-
-    def _linux_waiter(pid: int) -> Callable[[float], bool]:
-        poll = select.poll()
-        poll.register(os.pidfd_open(pid), select.POLLIN)
-        return lambda seconds: bool(poll.poll(seconds * 1000))
+    try:
+        return _woken(pid)
+    except OSError:  # gone already, or none of our business: then we look
+        return functools.partial(_look, pid)
 
 
 if sys.platform == "darwin":
 
-    def _mac_waiter(pid: int) -> Callable[[float], bool]:
+    def _woken(pid: int) -> Callable[[float], bool]:
         queue = select.kqueue()
         kinds = select.KQ_EV_ADD | select.KQ_EV_ONESHOT
         event = select.kevent(pid, select.KQ_FILTER_PROC, kinds, select.KQ_NOTE_EXIT)
         queue.control([event], 0)
         return lambda seconds: bool(queue.control(None, 1, seconds))
+
+else:
+
+    def _woken(pid: int) -> Callable[[float], bool]:
+        poll = select.poll()
+        poll.register(os.pidfd_open(pid), select.POLLIN)
+        return lambda seconds: bool(poll.poll(seconds * 1000))
+
+
+def _look(pid: int, seconds: float) -> bool:
+    time.sleep(seconds)
+    return not _exists(pid)
 
 
 def _exists(pid: int) -> bool:
