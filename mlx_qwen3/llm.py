@@ -41,7 +41,7 @@ from mlx_qwen3.text.tokenizer import Tokenizer
 from mlx_qwen3.text.tool_schemas import Tool, as_tools
 
 Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
+Prompt = str | Sequence[Message] | Sequence[int]
 
 DEFAULT_MAX_TOKENS = 32_768  # Qwen's recommendation for most queries
 # Qwen's recommendations, for what a checkpoint's generation_config.json leaves open.
@@ -202,7 +202,8 @@ class LLM:
     ) -> Generator[Event, None, None]:
         """Generate a reply; yields events as their text becomes certain, "end" last.
 
-        prompt: messages, or a str for one user message; raw=True sends a str without template.
+        prompt: messages, or a str for one user message; raw=True sends a str, or token ids,
+        without template.
         max_kv_size: keep the first tokens and the most recent ones, this many in all, and so
         never run out of context. kv_bits: 4 or 8, to store the context packed.
         speculation: "lookup" has the model verify what followed earlier in prompt and reply,
@@ -213,7 +214,8 @@ class LLM:
         progress: called with (tokens read, tokens to read) during prefill.
         tools: functions, with type hints and a docstring, or JSON schemas in OpenAI's form.
         options: SamplingParams' fields (max_tokens, temperature, seed, stop, ...) and
-        AnswerOptions' (schema, regex, grammar, whitespace, tool_choice, strict).
+        AnswerOptions' (schema, regex, grammar, whitespace, tool_choice, strict,
+        parallel_tool_calls).
         Closing the iterator stops the work and frees its memory. Everything is checked before
         work starts: raises OptionError (SchemaError), TemplateError, ContextOverflowError here.
         """
@@ -296,12 +298,12 @@ class LLM:
             )
         elif budget == 0 and self.mode == "hybrid":
             thinking = False
-        text = _raw_text(prompt) if raw else self.render(prompt, offered, thinking)
+        text = "" if raw else self.render(prompt, offered, thinking)
         state = "none" if raw else thinking_state(text)
         may_think = state == "none" and not raw
         thinks = state == "open" or (may_think and self.mode == "hybrid")
         params = SamplingParams.from_options(options, self._defaults(thinks))
-        prompt_ids = tuple(self.tokenizer.encode(text))
+        prompt_ids = tuple(self._raw_ids(prompt) if raw else self.tokenizer.encode(text))
         if not prompt_ids:
             raise OptionError("the prompt is empty; expected at least one token")
         return Request(
@@ -324,6 +326,18 @@ class LLM:
             kv_bits=kv_bits,
             speculation=self._speculation(speculation, draft or self.draft),
         )
+
+    def _raw_ids(self, prompt: Prompt) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        size, token_ids = self.model.config.vocab_size, [one for one in prompt if type(one) is int]
+        if len(token_ids) != len(prompt):
+            raise OptionError(
+                "raw takes a text or token ids; messages need the chat template (leave raw out)"
+            )
+        if not all(0 <= token_id < size for token_id in token_ids):
+            raise OptionError(f"a token id of the prompt is not below the vocabulary's {size}")
+        return token_ids
 
     @cached_property
     def _call_form(self) -> CallForm:
@@ -453,14 +467,9 @@ def _own_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in own.items() if value is not None}
 
 
-def _messages(prompt: Prompt) -> list[Message]:
+def _messages(prompt: Prompt) -> list[Any]:
+    """What is no message is left for the template to refuse."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _raw_text(prompt: Prompt) -> str:
-    if not isinstance(prompt, str):
-        raise OptionError("raw takes a text; messages need the chat template (leave raw out)")
-    return prompt
 
 
 def _refuse_with_raw(**options: Any) -> None:

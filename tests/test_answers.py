@@ -207,6 +207,19 @@ def test_required_calls_and_only_those(which: str, seed: int, request: Any) -> N
         check_call(call.name, call.arguments)
 
 
+def test_a_single_call_where_only_one_may_be(saying: Saying) -> None:
+    """By a grammar, and by ending the reply where there is none."""
+    call = '<tool_call>\n{"name": "get_level", "arguments": {}}\n</tool_call>'
+    options: dict[str, Any] = {"tools": [GET], "thinking": False, "temperature": 0}
+    for more in ({}, {"tool_choice": "required"}, {"schema": LEVEL}):
+        llm = saying(f"{call}\n{call}", **options)
+        done = llm.generate("Hi", **options, **more, parallel_tool_calls=False)
+        assert (len(done.tool_calls), done.finish_reason, done.text) == (1, "tool_calls", "")
+    assert len(llm.generate("Hi", **options).tool_calls) == 2
+    with pytest.raises(OptionError, match="parallel_tool_calls is 'no'"):
+        llm.request("Hi", parallel_tool_calls="no")
+
+
 def check_call(name: str, arguments: dict[str, Any]) -> None:
     if name == "set_level":
         assert arguments["level"] in range(1, 10)

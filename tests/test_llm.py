@@ -151,6 +151,18 @@ def test_raw_takes_a_text_that_is_not_empty(make: Make) -> None:
     assert model_of(llm).caches == []
 
 
+def test_raw_takes_token_ids(make: Make) -> None:
+    llm = make()
+    token_ids = llm.tokenizer.encode("To be")
+    assert llm.request(token_ids, raw=True).prompt_ids == tuple(token_ids)
+    wrong: Any
+    for wrong in ([-1], [10**9], [True], ["a"], [1, None]):
+        with pytest.raises(OptionError, match="token id"):
+            llm.request(wrong, raw=True)
+    with pytest.raises(TemplateError, match="is a int"):
+        llm.request(token_ids)
+
+
 def test_context_overflow_is_refused_before_work(make: Make) -> None:
     llm = make(counting(config=FakeConfig(context_length=40)))
     for prompt, options in (("x" * 41, {}), ("x" * 40, {}), ("x" * 30, {"max_tokens": 11})):

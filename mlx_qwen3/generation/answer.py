@@ -43,7 +43,7 @@ class AnswerOptions:
     whitespace: of JSON: "compact", "spaced" (after commas and colons) or "free".
     tool_choice: "auto", "none", "required" (at least one call), or the one tool to call, by name
     or in OpenAI's form. strict: hold every tool's arguments to its schema; a tool may also say
-    so itself ("strict": true).
+    so itself ("strict": true). parallel_tool_calls: False ends a reply with its first call.
     """
 
     schema: Any = None
@@ -52,6 +52,7 @@ class AnswerOptions:
     whitespace: str = "compact"
     tool_choice: Any = "auto"
     strict: bool = False
+    parallel_tool_calls: bool = True
 
     @classmethod
     def take(cls, options: MutableMapping[str, Any]) -> AnswerOptions:
@@ -74,8 +75,10 @@ class AnswerOptions:
             raise OptionError(
                 f"whitespace is {self.whitespace!r}; expected one of {', '.join(WHITESPACE)}"
             )
-        if not isinstance(self.strict, bool):
-            raise OptionError(f"strict is {self.strict!r}; expected True or False")
+        for name in ("strict", "parallel_tool_calls"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise OptionError(f"{name} is {value!r}; expected True or False")
 
     @property
     def formed(self) -> bool:
@@ -112,15 +115,16 @@ class AnswerOptions:
         """
         functions = _functions(tools)
         choice = self._check_choice([function["name"] for function in functions])
-        grammar, triggers = "", {}
+        grammar, triggers, several = "", {}, self.parallel_tool_calls
         if choice not in _WAYS:
             functions = [one for one in functions if one["name"] == choice]
         if choice not in ("none", "auto"):
-            rules = call_rules(functions, form, strict=self.strict, many=choice == "required")
+            many = several and choice == "required"
+            rules = call_rules(functions, form, strict=self.strict, many=many)
             grammar = calls_grammar(rules)
         elif self.formed:
-            calls = call_rules(functions, form, strict=self.strict) if functions else ""
-            grammar = self._answer(vocabulary, calls)
+            rules = call_rules(functions, form, strict=self.strict, many=several)
+            grammar = self._answer(vocabulary, rules if functions else "")
         elif any(self.strict or function.get("strict") for function in functions):
             triggers = call_triggers(functions, form, strict=self.strict)
         if not grammar and not triggers:

@@ -6,7 +6,7 @@ Knows nothing of models: it is fed tokens one at a time, whoever generated them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mlx_qwen3.generation.loop import Token
@@ -116,7 +116,8 @@ class Event:
     of the arguments; when the call is complete, tool_call is what it says and text the call as
     written (before, None and empty). A call that cannot be read ends as an "answer" with its text
     and a warning. "end": completion is the whole reply, text is empty.
-    thinking_tokens: tokens of thinking so far, tags included.
+    thinking_tokens: tokens of thinking so far, tags included. logprobs: where they were asked
+    for, the tokens since the event before, without those of thinking and the end token.
     """
 
     kind: EventKind
@@ -126,6 +127,7 @@ class Event:
     call: CallDelta | None = None
     warning: str | None = None
     thinking_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass
@@ -133,6 +135,7 @@ class Output:
     """The text side of one reply.
 
     eos_ids: tokens that end it and are not part of the text. tools: those on offer.
+    one_call: the reply ends with its first tool call.
     """
 
     tokenizer: Tokenizer
@@ -140,6 +143,7 @@ class Output:
     stops: StopStrings
     eos_ids: Collection[int]
     tools: Tools | None = None
+    one_call: bool = False
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
@@ -151,18 +155,24 @@ class Output:
         self._text: dict[str, list[str]] = {"thinking": [], "answer": []}
         self._calls_begun = 0
         self._progress: CallProgress | None = None  # of the call being written
+        self._fresh: list[TokenLogprob] = []  # not part of an event yet
         self._apart = False  # the answer's text so far ends with an unreadable call
 
-    def add(self, token: Token) -> list[Event]:
-        """Take the next token; sets finish_reason when it ends the reply."""
+    def add(self, token: Token, *, thinking: bool = False) -> list[Event]:
+        """Take the next token; sets finish_reason when it ends the reply.
+
+        thinking: whether it belongs to a thought.
+        """
         self.token_ids.append(token.token_id)
+        ends = token.token_id in self.eos_ids
         if token.logprob is not None:
             self.logprobs.append(self._spell(token, token.logprob))
-        if token.token_id in self.eos_ids:
+            self._fresh += [] if ends or thinking else self.logprobs[-1:]
+        if ends:
             self.finish_reason = "stop"
             return []
         events = self._route(self.parser.feed(self._detokenizer.add(token.token_id)))
-        return events if self._stopped else events + self._grow_call()
+        return self._with_logprobs(events if self._stopped else events + self._grow_call())
 
     def finish(self, reason: FinishReason) -> list[Event]:
         """No more tokens: release what was held back, unless a stop string ended the answer."""
@@ -177,7 +187,7 @@ class Output:
         if reason == "stop" and self.tool_calls:
             reason = "tool_calls"
         self.finish_reason = reason
-        return events
+        return self._with_logprobs(events)
 
     def text(self, kind: Literal["thinking", "answer"]) -> str:
         """Everything of one kind so far."""
@@ -185,12 +195,13 @@ class Output:
 
     @property
     def stop(self) -> str | None:
-        """The stop string that was met: what follows it is not part of the reply."""
+        """The stop string that was met, if one was."""
         return self.stops.feed("")[1]
 
     @property
     def _stopped(self) -> bool:
-        return self.stop is not None
+        """A stop string was met, or the one call made: what follows is not part of the reply."""
+        return self.stop is not None or (self.one_call and bool(self.tool_calls))
 
     def _route(self, pieces: Sequence[Piece]) -> list[Event]:
         events: list[Event] = []
@@ -207,7 +218,17 @@ class Output:
                 # Text held for a stop string comes before the call, and can no longer become one.
                 events += self._say("answer", self.stops.finish())
                 events += self._end_call(piece.tool_call)
+                if self._stopped:
+                    self.finish_reason = "tool_calls"
+                    break
         return events
+
+    def _with_logprobs(self, events: list[Event]) -> list[Event]:
+        if not events or not self._fresh:
+            return events
+        first = replace(events[0], logprobs=tuple(self._fresh))
+        self._fresh.clear()
+        return [first, *events[1:]]
 
     def _grow_call(self) -> list[Event]:
         """What is new of the call being written."""

@@ -80,8 +80,14 @@ class Reply:
             verbatim=request.answer.formed,
             tools=request.tools or None,
         )
-        stops = StopStrings(request.params.stop)
-        self._output = Output(tokenizer, parser, stops, eos_ids, request.tools or None)
+        self._output = Output(
+            tokenizer,
+            parser,
+            StopStrings(request.params.stop),
+            eos_ids,
+            request.tools or None,
+            one_call=not request.answer.parallel_tool_calls,
+        )
         self._started = self._first_token = 0.0
 
     @property
@@ -115,7 +121,7 @@ class Reply:
 
     def end(self) -> list[Event]:
         """Release held-back text and conclude with the "end" event."""
-        events = self._output.finish(self._output.finish_reason or "length")
+        events = self._metered(self._output.finish(self._output.finish_reason or "length"))
         return [*events, Event("end", completion=self._completion())]
 
     def close(self, *, failed: bool = False) -> None:
@@ -150,8 +156,11 @@ class Reply:
         return [Token(token_id) for token_id in forced]
 
     def _take(self, token: Token) -> list[Event]:
+        before = self._meter.tokens
         self._meter.add(token.token_id)
-        events = self._output.add(token)
+        return self._metered(self._output.add(token, thinking=self._meter.tokens > before))
+
+    def _metered(self, events: list[Event]) -> list[Event]:
         return [replace(event, thinking_tokens=self._meter.tokens) for event in events]
 
     def _require_loop(self) -> TokenLoop:

@@ -26,7 +26,7 @@ class MessageEvents:
     """One message in the making.
 
     request: what it replies to. max_tokens: as asked for; a request may allow less. shows_thinking:
-    False leaves thinking blocks empty. live, single: see Parts.
+    False leaves thinking blocks empty. live: see Parts.
     """
 
     model: str
@@ -34,11 +34,10 @@ class MessageEvents:
     max_tokens: int
     shows_thinking: bool = True
     live: Callable[[str], bool] = never
-    single: bool = False
     id: str = field(default_factory=lambda: new_id("msg_"))
 
     def __post_init__(self) -> None:
-        self._parts = Parts(_block_id, self.live, self.single)
+        self._parts = Parts(_block_id, self.live)
 
     def start(self) -> Json:
         """The first event: a message with nothing in it yet."""
@@ -74,7 +73,7 @@ class MessageEvents:
 
     def _stop(self, completion: Completion) -> tuple[str, str | None]:
         """Why it ended, and the stop sequence that ended it."""
-        reason = self._parts.finish_reason
+        reason = completion.finish_reason
         if reason == "stop" and completion.stop is not None:
             return "stop_sequence", completion.stop
         if reason == "length" and self.request.max_tokens < self.max_tokens:

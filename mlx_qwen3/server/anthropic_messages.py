@@ -12,7 +12,7 @@ from starlette.routing import Route
 from mlx_qwen3.server.anthropic_body import CountBody, MessagesBody, ThinkingOff
 from mlx_qwen3.server.anthropic_errors import anthropic_error, anthropic_problem, new_request_id
 from mlx_qwen3.server.anthropic_events import MessageEvents
-from mlx_qwen3.server.anthropic_prompt import MessageAsk, count, one_call
+from mlx_qwen3.server.anthropic_prompt import MessageAsk, count
 from mlx_qwen3.server.body import Limits, read_body
 from mlx_qwen3.server.endpoints import Endpoint
 from mlx_qwen3.server.events import Chunks, sse
@@ -89,7 +89,6 @@ def _events(
         body.max_tokens,
         shows_thinking=not hidden,
         live=live,
-        single=one_call(body),
     )
 
 

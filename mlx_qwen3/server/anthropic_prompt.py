@@ -179,9 +179,10 @@ def tool_choice(body: CountBody) -> Any:
     return None if choice is None else _CHOICES[choice.type]
 
 
-def one_call(body: CountBody) -> bool:
-    """Whether there is to be one call at most."""
-    return bool(getattr(body.tool_choice, "disable_parallel_tool_use", False))
+def parallel(body: CountBody) -> bool | None:
+    """Whether a message may hold several calls; None: not said."""
+    single = getattr(body.tool_choice, "disable_parallel_tool_use", None)
+    return None if single is None else not single
 
 
 def options(body: MessagesBody) -> dict[str, Any]:
@@ -194,6 +195,7 @@ def options(body: MessagesBody) -> dict[str, Any]:
         "top_k": body.top_k,
         "tools": tools(body) or None,
         "tool_choice": tool_choice(body),
+        "parallel_tool_calls": parallel(body),
         "schema": body.format and body.format.schema_,
         "thinking_budget": thinking_budget(body),
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlx_qwen3.generation.output import Completion, Event, FinishReason
+from mlx_qwen3.generation.output import Completion, Event, TokenLogprob
 from mlx_qwen3.text.tool_calls import ToolCall
 
 PartKind = Literal["thinking", "answer", "call"]
@@ -22,7 +22,8 @@ Verb = Literal["begin", "grow", "end"]
 class Part:
     """One part. text: of a call, its arguments as JSON.
 
-    complete: it ended by itself, and was not cut off. call: what a complete call says.
+    complete: it ended by itself, and was not cut off. call: what a complete call says. logprobs:
+    of the tokens of an answer, where they were asked for.
     """
 
     kind: PartKind
@@ -32,11 +33,12 @@ class Part:
     text: str = ""
     complete: bool = False
     call: ToolCall | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to a part; text: what is new, where it grew.
+    """What happened to a part; text, logprobs: what is new, where it grew.
 
     One event may change a part several times, and `part` is as the last of them left it.
     """
@@ -44,6 +46,7 @@ class Change:
     verb: Verb
     part: Part
     text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def never(name: str) -> bool:
@@ -56,43 +59,36 @@ class Parts:
     """The parts of one reply, as its events are taken in.
 
     new_id: kind -> an id. live: whether calls of this tool go out as they are written; the others
-    wait until they can be read, for what was said to a client cannot be taken back. single: one
-    call at most, and nothing after it.
+    wait until they can be read, for what was said to a client cannot be taken back.
     """
 
     new_id: Callable[[PartKind], str]
     live: Callable[[str], bool] = never
-    single: bool = False
     all: list[Part] = field(default_factory=list)
     completion: Completion | None = None
     _open: Part | None = None
-    _over: bool = False
 
     def take(self, event: Event) -> list[Change]:
         """What this event changes; "end" ends whatever is open."""
         if event.completion is not None:
             self.completion = event.completion
             return self._close(complete=event.completion.finish_reason != "length")
-        if self._over:
-            return []
         if event.kind == "tool_call":
             return self._call(event)
         if event.warning is not None and self._open is not None and self._open.kind == "call":
             return self._close(complete=False)  # its text went out as far as it made sense
-        return self._text("thinking" if event.kind == "thinking" else "answer", event.text)
+        return self._text("thinking" if event.kind == "thinking" else "answer", event)
 
     @property
-    def finish_reason(self) -> FinishReason:
-        """Why the reply ended; "length" before it did."""
-        if self._over:
-            return "tool_calls"
-        return "length" if self.completion is None else self.completion.finish_reason
+    def closed(self) -> list[Part]:
+        """Those that have ended."""
+        return [part for part in self.all if part is not self._open]
 
-    def _text(self, kind: PartKind, text: str) -> list[Change]:
+    def _text(self, kind: PartKind, event: Event) -> list[Change]:
         changes: list[Change] = []
         if self._open is None or self._open.kind != kind:
             changes = [*self._close(), self._begin(kind)]
-        return [*changes, self._grow(text)]
+        return [*changes, self._grow(event.text, event.logprobs)] if event.text else changes
 
     def _call(self, event: Event) -> list[Change]:
         if event.call is None or (event.tool_call is None and not self.live(event.call.name)):
@@ -107,7 +103,6 @@ class Parts:
             changes.append(self._grow(new))
         if event.tool_call is not None:
             changes += self._close(call=event.tool_call)
-            self._over = self.single
         return changes
 
     def _begin(self, kind: PartKind, name: str = "") -> Change:
@@ -116,12 +111,13 @@ class Parts:
         self._open = part
         return Change("begin", part)
 
-    def _grow(self, text: str) -> Change:
+    def _grow(self, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> Change:
         part = self._open
         if part is None:
             raise RuntimeError("no part is open")
         part.text += text
-        return Change("grow", part, text)
+        part.logprobs += logprobs
+        return Change("grow", part, text, logprobs)
 
     def _close(self, *, complete: bool = True, call: ToolCall | None = None) -> list[Change]:
         part, self._open = self._open, None

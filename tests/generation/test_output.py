@@ -25,7 +25,12 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 
 
 def write(
-    pieces: Sequence[str], stops: Sequence[str] = (), *, reason: Any = "length", **parser: Any
+    pieces: Sequence[str],
+    stops: Sequence[str] = (),
+    *,
+    reason: Any = "length",
+    one_call: bool = False,
+    **parser: Any,
 ) -> tuple[Output, list[Event]]:
     """Feed pieces as tokens until the output has ended, as Reply does."""
     tokenizer = PieceTokenizer()
@@ -34,6 +39,7 @@ def write(
         StreamParser(**parser),
         StopStrings(tuple(stops)),
         {EOS, EOS + 1},
+        one_call=one_call,
     )
     events: list[Event] = []
     for token_id in tokenizer.ids(pieces):
@@ -263,6 +269,26 @@ def test_logprobs_are_spelled(tokenizer: Tokenizer) -> None:
     assert (first.token_id, first.token, first.logprob) == (104, "h", -0.5)
     assert first.top == ((104, "h", -0.5), (105, "i", -1.5))
     assert (last.token, last.top) == ("<|im_end|>", ())
+
+
+def test_events_bring_the_logprobs_of_the_answer(tokenizer: Tokenizer) -> None:
+    """Tokens held back come with the event that gives them out; those of a thought never come."""
+    output = Output(tokenizer, StreamParser(in_thinking=True), StopStrings(("hi!",)), {258})
+    output.add(Token(104, -9.0), thinking=True)
+    events = output.add(Token(260, -9.0), thinking=True)
+    for place, letter in enumerate(b"nhi-"):
+        events += output.add(Token(letter, -float(place)))
+    output.add(Token(258, -9.0))
+    events += output.finish("stop")
+    found = [(event.text, [one.token for one in event.logprobs]) for event in events]
+    assert found[-2:] == [("n", ["n"]), ("hi-", ["h", "i", "-"])]
+    assert [one.logprob for event in events for one in event.logprobs] == [0, -1, -2, -3]
+
+
+def test_one_call_is_the_last_thing_said() -> None:
+    output, events = write([CALL[:20], CALL[20:] + "\n" + CALL + "more", "more"], one_call=True)
+    assert [event.tool_call is None for event in events] == [False]
+    assert (output.finish_reason, len(output.tool_calls)) == ("tool_calls", 1)
 
 
 def test_usage_adds_up() -> None:
