@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from mlx_qwen3.server.events import sse
 from mlx_qwen3.server.problems import Problem
 
 _TYPES = {
@@ -32,3 +33,8 @@ def openai_error(problem: Problem) -> dict[str, Any]:
 def openai_problem(problem: Problem) -> JSONResponse:
     """The answer a problem is."""
     return JSONResponse(openai_error(problem), problem.status, problem.headers)
+
+
+def openai_failed(problem: Problem) -> bytes:
+    """How a stream says that it broke off. No [DONE] follows: it is not done."""
+    return sse(openai_error(problem))
