@@ -183,7 +183,7 @@ class JsonFormat(Body):
 
 
 class OutputConfig(Body):
-    """effort: how long adaptive thinking may go on."""
+    """effort: how long adaptive thinking may go on, as in `effort.BUDGETS`."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: JsonFormat | None = None

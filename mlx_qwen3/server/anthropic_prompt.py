@@ -25,6 +25,7 @@ from mlx_qwen3.server.anthropic_body import (
     ToolUseBlock,
 )
 from mlx_qwen3.server.body import Body
+from mlx_qwen3.server.effort import BUDGETS
 from mlx_qwen3.server.problems import Problem
 from mlx_qwen3.server.replies import Ask
 from mlx_qwen3.text.template import Mode
@@ -142,8 +143,6 @@ def _function(tool: ToolParam) -> dict[str, Any]:
 # What `thinking` asks for, where it does not depend on how the model thinks.
 _THINKING = {"enabled": True, "disabled": False}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-# Tokens that adaptive thinking may take, by output_config.effort; others are free.
-_BUDGETS = {"low": 1024, "medium": 4096}
 
 
 def thinking(body: CountBody, mode: Mode) -> bool | None:
@@ -160,7 +159,7 @@ def thinking_budget(body: MessagesBody) -> int | None:
     """Tokens of thinking at most. Raises Problem for more than there may be in all."""
     wanted, config = body.thinking, body.output_config
     if isinstance(wanted, ThinkingAdaptive) and config is not None:
-        return _BUDGETS.get(config.effort or "")
+        return None if config.effort is None else BUDGETS[config.effort]
     if not isinstance(wanted, ThinkingOn):
         return None
     if wanted.budget_tokens >= body.max_tokens:

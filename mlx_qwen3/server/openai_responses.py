@@ -16,6 +16,7 @@ from mlx_qwen3.server.problems import Handler, Problem, answering
 from mlx_qwen3.server.replies import Replies, collected, streamed
 from mlx_qwen3.server.responses_body import ResponsesBody
 from mlx_qwen3.server.responses_events import ResponseEvents
+from mlx_qwen3.server.responses_items import Items
 from mlx_qwen3.server.responses_prompt import ask
 from mlx_qwen3.service import Service
 
@@ -39,7 +40,7 @@ def _responses(service: Service, limits: Limits) -> Handler:
             stream = _Stream(body)
             return await streamed(http, replies, stream.write, stream.failed)
         [events] = await collected(http, replies)
-        made = ResponseEvents(body, replies.requests[0])
+        made = _events(body, replies)
         for event in events:
             made.take(event)
         return JSONResponse(made.response())
@@ -55,7 +56,7 @@ class _Stream:
     made: ResponseEvents | None = None
 
     async def write(self, replies: Replies) -> Chunks:
-        self.made = ResponseEvents(self.body, replies.requests[0])
+        self.made = _events(self.body, replies)
         for said in self.made.start():
             yield _named(said)
         async for _, event in replies.events():
@@ -66,6 +67,11 @@ class _Stream:
         if self.made is None:
             return sse(openai_error(problem), "error")
         return _named(self.made.failed(problem))
+
+
+def _events(body: ResponsesBody, replies: Replies) -> ResponseEvents:
+    items = Items(replies.model.llm.tokenizer.token_bytes)
+    return ResponseEvents(body, replies.model.name, replies.requests[0], items)
 
 
 def _named(event: dict[str, object]) -> bytes:

@@ -7,11 +7,12 @@ the same parts, so they cannot differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_qwen3.generation.output import Completion, Event, TokenLogprob
+from mlx_qwen3.server.openai_parts import AnswerTokens
 from mlx_qwen3.text.tool_calls import ToolCall
 
 PartKind = Literal["thinking", "answer", "call"]
@@ -46,7 +47,7 @@ class Change:
     verb: Verb
     part: Part
     text: str = ""
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 def never(name: str) -> bool:
@@ -67,6 +68,7 @@ class Parts:
     all: list[Part] = field(default_factory=list)
     completion: Completion | None = None
     _open: Part | None = None
+    _tokens: AnswerTokens = field(default_factory=AnswerTokens)
 
     def take(self, event: Event) -> list[Change]:
         """What this event changes; "end" ends whatever is open."""
@@ -88,7 +90,9 @@ class Parts:
         changes: list[Change] = []
         if self._open is None or self._open.kind != kind:
             changes = [*self._close(), self._begin(kind)]
-        return [*changes, self._grow(event.text, event.logprobs)] if event.text else changes
+        if event.text:
+            changes.append(self._grow(event.text, self._tokens.of(event)))
+        return changes
 
     def _call(self, event: Event) -> list[Change]:
         if event.call is None or (event.tool_call is None and not self.live(event.call.name)):
@@ -111,7 +115,7 @@ class Parts:
         self._open = part
         return Change("begin", part)
 
-    def _grow(self, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> Change:
+    def _grow(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Change:
         part = self._open
         if part is None:
             raise RuntimeError("no part is open")

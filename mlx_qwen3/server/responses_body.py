@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from mlx_qwen3.server.body import Body, Measure, counted, weighed
+from mlx_qwen3.server.effort import Effort
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -197,17 +198,14 @@ class TextConfig(Body):
     verbosity: Literal["medium"] | None = None
 
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
 class ReasoningConfig(Body):
-    """Whether to think, and how long."""
+    """Whether to think, and how long. effort: `effort.BUDGETS`."""
 
     effort: Effort | None = None
     summary: Literal["auto"] | None = None
 
 
-class StreamOptions(Body):
+class ResponseStreamOptions(Body):
     """How to stream."""
 
     include_obfuscation: Literal[False] | None = None
@@ -217,9 +215,12 @@ _STATELESS = "this server keeps no conversations; send the whole input"
 
 
 class ResponsesBody(Body):
-    """POST /v1/responses. seed, top_k, min_p, thinking_budget: of this server's own."""
+    """POST /v1/responses. seed, top_k, min_p, thinking_budget: of this server's own.
 
-    model: str
+    model: None for the server's default.
+    """
+
+    model: str | None = None
     input: Annotated[
         list[Item],
         BeforeValidator(_as_items, json_schema_input_type=str | list[Item]),
@@ -227,7 +228,7 @@ class ResponsesBody(Body):
     ]
     instructions: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None

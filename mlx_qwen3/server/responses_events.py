@@ -8,11 +8,11 @@ from typing import Any
 
 from mlx_qwen3.generation.output import Completion, Event
 from mlx_qwen3.generation.request import Request
-from mlx_qwen3.server import responses_items
 from mlx_qwen3.server.ids import new_id
 from mlx_qwen3.server.parts import Parts
 from mlx_qwen3.server.problems import Problem
 from mlx_qwen3.server.responses_body import ResponsesBody
+from mlx_qwen3.server.responses_items import Items, item_id
 
 Json = dict[str, Any]
 
@@ -21,18 +21,20 @@ Json = dict[str, Any]
 class ResponseEvents:
     """One response in the making.
 
-    body: what was asked, much of which a response repeats. request: what it replies to.
+    body: what was asked, much of which a response repeats. request: what `model` replies to.
     """
 
     body: ResponsesBody
+    model: str
     request: Request
+    items: Items
     id: str = field(default_factory=lambda: new_id("resp_"))
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         # Under a grammar nothing but the end of the tokens breaks a call, and that shows.
         held = self.request.constraint is not None
-        self._parts = Parts(responses_items.item_id, lambda name: held)
+        self._parts = Parts(item_id, lambda name: held)
         self._number = 0
 
     def start(self) -> list[Json]:
@@ -69,7 +71,7 @@ class ResponseEvents:
         said = [
             self._numbered(one)
             for change in self._parts.take(event)
-            for one in responses_items.events(change)
+            for one in self.items.events(change)
         ]
         if event.completion is None:
             return said
@@ -94,8 +96,9 @@ class ResponseEvents:
             "error": None,
             "incomplete_details": None,
             "usage": None,
-            "output": [responses_items.item(part) for part in self._parts.closed],
+            "output": [self.items.item(part) for part in self._parts.closed],
             **_repeated(self.body, self.request),
+            "model": self.model,
             **fields,
         }
 
@@ -113,7 +116,6 @@ def _usage(completion: Completion) -> Json:
 
 # What a response has of its body, and what it has where the body says nothing.
 _REPEATED: dict[str, Any] = {
-    "model": None,
     "instructions": None,
     "max_output_tokens": None,
     "metadata": {},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_qwen3.generation.output import TokenLogprob
 from mlx_qwen3.server.ids import new_id
-from mlx_qwen3.server.parts import Change, Part, PartKind
+from mlx_qwen3.server.openai_parts import TokenBytes, chat_logprobs
+from mlx_qwen3.server.parts import Change, Part, PartKind, Verb
 
 Json = dict[str, Any]
 _PREFIXES: dict[PartKind, str] = {"thinking": "rs_", "answer": "msg_", "call": "fc_"}
@@ -24,27 +25,61 @@ def item_id(kind: PartKind) -> str:
     return new_id(_PREFIXES[kind])
 
 
-def item(part: Part) -> Json:
-    """A part that has ended, as an item."""
-    return _item(part, "completed" if part.complete else "incomplete", part.text, [_content(part)])
+class Items:
+    """Writes parts as items. token_bytes: the tokenizer's, for logprobs."""
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._token_bytes = token_bytes
+        self._events: dict[Verb, Callable[[Change], list[Json]]] = {
+            "begin": self._begun,
+            "grow": self._grown,
+            "end": self._ended,
+        }
+
+    def item(self, part: Part) -> Json:
+        """A part that has ended, as an item."""
+        status = "completed" if part.complete else "incomplete"
+        return _item(part, status, part.text, [self._content(part)])
+
+    def events(self, change: Change) -> list[Json]:
+        """The events of a change, without their numbers."""
+        return self._events[change.verb](change)
+
+    def _begun(self, change: Change) -> list[Json]:
+        part = change.part  # it may have grown by now, and yet begins empty
+        added = _of_item("response.output_item.added", part, _item(part, "in_progress", "", []))
+        if part.kind == "call":
+            return [added]
+        content = _content(part.kind, "", [])
+        return [added, _inside("response.content_part.added", part, {"part": content})]
+
+    def _grown(self, change: Change) -> list[Json]:
+        part, name = change.part, _EVENTS[change.part.kind][0]
+        said = {"delta": change.text, **self._logprobs(part, change.logprobs)}
+        return [_inside(f"{name}.delta", part, said)]
+
+    def _ended(self, change: Change) -> list[Json]:
+        part = change.part
+        name, field = _EVENTS[part.kind]
+        whole = {field: part.text, **self._logprobs(part, part.logprobs)}
+        said = [_inside(f"{name}.done", part, whole)]
+        if part.kind != "call":
+            content = {"part": self._content(part)}
+            said.append(_inside("response.content_part.done", part, content))
+        return [*said, _of_item("response.output_item.done", part, self.item(part))]
+
+    def _content(self, part: Part) -> Json:
+        return _content(part.kind, part.text, self._spelled(part.logprobs))
+
+    def _logprobs(self, part: Part, tokens: Sequence[TokenLogprob]) -> Json:
+        return {"logprobs": self._spelled(tokens)} if part.kind == "answer" else {}
+
+    def _spelled(self, tokens: Sequence[TokenLogprob]) -> list[Json]:
+        spelled: list[Json] = chat_logprobs(tokens, self._token_bytes)["content"]
+        return spelled
 
 
-def events(change: Change) -> list[Json]:
-    """The events of a change, without their numbers."""
-    return _TOLD[change.verb](change)
-
-
-def logprob(one: TokenLogprob) -> Json:
-    """A token's probability, and those of the most likely ones."""
-    top = [_token(text, value) for _, text, value in one.top]
-    return {**_token(one.token, one.logprob), "top_logprobs": top}
-
-
-def _token(text: str, value: float) -> Json:
-    return {"token": text, "bytes": list(text.encode()), "logprob": value}
-
-
-def _item(part: Part, status: str, text: str, content: Sequence[Json]) -> Json:
+def _item(part: Part, status: str, text: str, content: list[Json]) -> Json:
     if part.kind == "call":
         return {
             "id": part.id,
@@ -54,60 +89,25 @@ def _item(part: Part, status: str, text: str, content: Sequence[Json]) -> Json:
             "name": part.name,
             "arguments": text,
         }
-    named = {"id": part.id, "status": status, "content": list(content)}
+    named = {"id": part.id, "status": status, "content": content}
     if part.kind == "thinking":
         return {**named, "type": "reasoning", "summary": []}
     return {**named, "type": "message", "role": "assistant"}
 
 
-def _content(part: Part, text: str | None = None, logprobs: Sequence[TokenLogprob] = ()) -> Json:
-    """The one content part of an item; of a text, or of all of it."""
-    if text is None:
-        text, logprobs = part.text, part.logprobs
-    if part.kind == "thinking":
+def _content(kind: PartKind, text: str, logprobs: list[Json]) -> Json:
+    """The one part that an item's content consists of."""
+    if kind == "thinking":
         return {"type": "reasoning_text", "text": text}
-    return {
-        "type": "output_text",
-        "text": text,
-        "annotations": [],
-        "logprobs": [logprob(one) for one in logprobs],
-    }
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def _begun(change: Change) -> list[Json]:
-    part = change.part  # it may have grown by now, and yet begins empty
-    added = _of_item("response.output_item.added", part, _item(part, "in_progress", "", []))
-    if part.kind == "call":
-        return [added]
-    return [added, _within("response.content_part.added", part, part=_content(part, ""))]
+def _of_item(kind: str, part: Part, item: Json) -> Json:
+    return {"type": kind, "output_index": part.index, "item": item}
 
 
-def _grown(change: Change) -> list[Json]:
-    part = change.part
-    return [_within(f"{_EVENTS[part.kind][0]}.delta", part, change.logprobs, delta=change.text)]
-
-
-def _ended(change: Change) -> list[Json]:
-    part = change.part
-    name, field = _EVENTS[part.kind]
-    said = [_within(f"{name}.done", part, part.logprobs, **{field: part.text})]
-    if part.kind != "call":
-        said.append(_within("response.content_part.done", part, part=_content(part)))
-    return [*said, _of_item("response.output_item.done", part, item(part))]
-
-
-_TOLD = {"begin": _begun, "grow": _grown, "end": _ended}
-
-
-def _of_item(kind: str, part: Part, of: Json) -> Json:
-    return {"type": kind, "output_index": part.index, "item": of}
-
-
-def _within(kind: str, where: Part, logprobs: Sequence[TokenLogprob] = (), **fields: Any) -> Json:
+def _inside(kind: str, part: Part, said: Json) -> Json:
     """An event about what is inside of an item."""
-    place: Json = {"item_id": where.id, "output_index": where.index}
-    if where.kind != "call":
-        place["content_index"] = 0
-    if kind.startswith(_EVENTS["answer"][0]):
-        place["logprobs"] = [logprob(one) for one in logprobs]
-    return {"type": kind, **place, **fields}
+    place = {"item_id": part.id, "output_index": part.index}
+    content = {} if part.kind == "call" else {"content_index": 0}
+    return {"type": kind, **place, **content, **said}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from mlx_qwen3.server.effort import effort_options
 from mlx_qwen3.server.problems import Problem
 from mlx_qwen3.server.replies import Ask
 from mlx_qwen3.server.responses_body import (
@@ -101,20 +102,10 @@ def _heard(placed: _Placed, names: dict[str, str]) -> Message:
 
 # --- options
 
-# reasoning.effort -> whether to think, and within how many tokens.
-_EFFORTS: dict[str, tuple[bool, int | None]] = {
-    "none": (False, None),
-    "minimal": (True, 256),
-    "low": (True, 1024),
-    "medium": (True, 4096),
-}
-
 
 def options(body: ResponsesBody) -> dict[str, Any]:
     """What `LLM.request` takes beside the messages. Raises Problem."""
     offered, choice = _offered(body)
-    effort = None if body.reasoning is None else body.reasoning.effort
-    thinking, budget = (None, None) if effort is None else _EFFORTS.get(effort, (True, None))
     return {
         "max_tokens": body.max_output_tokens,
         "temperature": body.temperature,
@@ -127,9 +118,18 @@ def options(body: ResponsesBody) -> dict[str, Any]:
         "tool_choice": choice,
         "parallel_tool_calls": body.parallel_tool_calls,
         "schema": body.schema_,
-        "thinking": thinking,
-        "thinking_budget": budget if body.thinking_budget is None else body.thinking_budget,
+        **_thinking(body),
     }
+
+
+def _thinking(body: ResponsesBody) -> dict[str, Any]:
+    effort = None if body.reasoning is None else body.reasoning.effort
+    if effort is None:
+        return {"thinking_budget": body.thinking_budget}
+    if body.thinking_budget is not None:
+        where = "thinking_budget"
+        raise Problem(400, f"{where} and reasoning.effort say the same; drop either", param=where)
+    return effort_options(effort)
 
 
 def _logprobs(body: ResponsesBody) -> int | None:

@@ -52,6 +52,7 @@ class Scripted:
 
     llm: LLM
     replies: Sequence[Event | Exception]
+    name: str = "demo"
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -62,7 +63,7 @@ class Scripted:
     @contextlib.asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[Scripted]:
         """Itself, as the model."""
-        if name != "demo":
+        if name not in (None, self.name):
             raise ModelNotFoundError(f"no model {name!r} here")
         yield self
 

@@ -302,7 +302,11 @@ def test_calls_stream_as_written_where_that_was_asked_for(
 )
 @pytest.mark.parametrize("streams", [False, True])
 def test_errors_are_those_of_the_client(
-    there: anthropic.Anthropic, options: dict[str, Any], kind: type[Exception], word: str, streams: bool
+    there: anthropic.Anthropic,
+    options: dict[str, Any],
+    kind: type[Exception],
+    word: str,
+    streams: bool,
 ) -> None:
     with pytest.raises(kind) as caught:
         there.messages.create(**asked(**options), stream=streams)
