@@ -67,8 +67,9 @@ def listen_tcp(host: str, port: int) -> Listener:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
         raise DeviceError(f"--host {host} is unknown here ({exc.strerror}); try 127.0.0.1") from exc
-    family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-    bound = socket.socket(family, kind)
+    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    # asyncio sends at once (TCP_NODELAY) only on sockets that say that they are TCP.
+    bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
