@@ -26,3 +26,11 @@ def test_no_schema_is_refused_of_strict_tools_only(
     assert "call_0" in call_rules([tool], form)
     with pytest.raises(SchemaError):
         call_rules([{**tool, "strict": True}], form)
+
+
+@pytest.mark.parametrize("start", ["", "x"])
+def test_a_panic_of_the_library_is_a_refusal(start: str) -> None:
+    """It shows a wrong value up to its 100th byte, and panics where that is within a letter."""
+    tool = {"name": "f", "parameters": {"required": {"a": start + "é" * 80}}, "strict": True}
+    with pytest.raises(SchemaError):
+        call_rules([tool], "json")
