@@ -162,13 +162,19 @@ _CHOICES = {"literal_error": "expected", "union_tag_invalid": "expected_tags"}
 def _refusal(error: ValidationError, value: Any, instead: Mapping[str, str]) -> Problem:
     """The first field at fault, as precisely as any alternative of its type says it."""
     errors = error.errors(include_url=False)
-    head = errors[0]["loc"][:2]
-    related = [one for one in errors if one["loc"][:2] == head]
+    related = [one for one in errors if _item(one) == _item(errors[0])]
     worst = max(related, key=lambda one: len(one["loc"]))
     path = _path(worst, value)
     same = [one for one in related if _path(one, value) == path]
     code = _CODES.get(worst["type"], "invalid_value")
     return Problem(400, _words(path, same, instead), param=path, code=code)
+
+
+def _item(error: ErrorDetails) -> tuple[Any, ...]:
+    """The field it is in, and where that is a list, the item."""
+    return tuple(
+        step for place, step in enumerate(error["loc"][:2]) if place == 0 or type(step) is int
+    )
 
 
 def _words(path: str, errors: Sequence[ErrorDetails], instead: Mapping[str, str]) -> str:

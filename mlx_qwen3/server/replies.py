@@ -11,8 +11,9 @@ an HTTP error; both end the replies at once when the client goes away.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,7 +49,9 @@ class Ask:
         """Checked and ready, one for each copy. Raises what `LLM.request` raises."""
         if not self.options.get("raw") and llm.tokenizer.chat_template is None:
             raise Problem(400, "this model has no chat template; send its prompts to completions")
-        request = llm.request(self.prompt, **self.options)
+        template = llm.tokenizer.chat_template
+        xml = template is not None and template.call_form == "xml"
+        request = llm.request(_with_objects(self.prompt) if xml else self.prompt, **self.options)
         return [_reseeded(request, number) for number in range(self.copies)]
 
 
@@ -170,6 +173,29 @@ async def _written(replies: Replies, write: Write, failed: Fail) -> Chunks:
                 yield chunk
     except Exception as exc:  # noqa: BLE001 - `explain` logs what is not the client's
         yield failed(explain(exc))
+
+
+def _with_objects(prompt: Any) -> Any:
+    """The messages, arguments of calls as objects: the XML form writes them one by one."""
+    if isinstance(prompt, str):
+        return prompt
+    return [
+        {**one, "tool_calls": [_with_object(call) for call in one["tool_calls"]]}
+        if isinstance(one, Mapping) and one.get("tool_calls")
+        else one
+        for one in prompt
+    ]
+
+
+def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    if not isinstance(function["arguments"], str):
+        return call
+    with suppress(ValueError, RecursionError):
+        arguments = json.loads(function["arguments"])
+        if isinstance(arguments, dict):
+            return {**call, "function": {**function, "arguments": arguments}}
+    return call  # which the template refuses
 
 
 def _reseeded(request: Request, number: int) -> Request:

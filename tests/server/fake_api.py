@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -148,13 +148,13 @@ class FakeApi:
 
 
 @contextlib.contextmanager
-def serving(app: Starlette, port: int = 0, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
+def serving(app: Starlette, port: int = 0) -> Iterator[str]:
     """A real server on this machine (port 0: a free one); yields its address."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         config = uvicorn.Config(
-            app, log_level="critical", lifespan=lifespan, timeout_graceful_shutdown=1
+            app, log_level="critical", lifespan="on", timeout_graceful_shutdown=1
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="page")

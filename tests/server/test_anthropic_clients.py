@@ -19,7 +19,7 @@ from mlx_qwen3.generation.output import CallDelta, Event
 from mlx_qwen3.server.anthropic_events import signature
 from mlx_qwen3.server.anthropic_messages import routes
 from tests.fakes import ends, says, thinks
-from tests.server.served import demo_server, scripted_server
+from tests.server.services import PlayedService, real, served
 
 SUM = "What is 27 + 58?"
 CLOCK: Any = {
@@ -37,7 +37,7 @@ GREEDY = {"temperature": 0}  # this client has no argument for it any more
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with demo_server(routes) as address:
+    with served(real(), routes) as address:
         yield address
 
 
@@ -234,7 +234,7 @@ def test_several_at_once_do_not_mix(url: str) -> None:
 def written(url: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
     """The events of a stream as they go over the wire."""
     turns = [{"role": "user", "content": "Hi"}]
-    body = {"model": "demo", "max_tokens": 9, "messages": turns, "stream": True, **fields}
+    body = {"model": "played", "max_tokens": 9, "messages": turns, "stream": True, **fields}
     text = httpx.post(f"{url}/v1/messages", json=body).text
     events = [block.splitlines() for block in text.strip().split("\n\n")]
     return [
@@ -244,7 +244,9 @@ def written(url: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_event_has_its_name_and_blocks_their_place(demo: LLM) -> None:
-    with scripted_server(demo, [thinks("Hm."), says("a"), says("b"), ends()], routes) as url:
+    with served(
+        PlayedService(demo, [[thinks("Hm."), says("a"), says("b"), ends()]]), routes
+    ) as url:
         events = written(url)
     assert all(name == event["type"] for name, event in events)
     assert [(name, event.get("index")) for name, event in events] == [
@@ -279,7 +281,7 @@ def test_calls_stream_as_written_where_that_was_asked_for(
         ends("tool_calls"),
     ]
     tool = {"name": "clock", "input_schema": {}, "eager_input_streaming": eager}
-    with scripted_server(demo, replies, routes) as url:
+    with served(PlayedService(demo, [replies]), routes) as url:
         events = written(url, tools=[tool])
     said = [event["delta"] for name, event in events if name == "content_block_delta"]
     assert len(said) == deltas
@@ -323,31 +325,31 @@ def test_a_prompt_that_is_too_long_is_a_bad_request(there: anthropic.Anthropic) 
 
 def test_a_busy_server_says_when_to_ask_again(demo: LLM) -> None:
     with (
-        scripted_server(demo, [BusyError("full", retry_after=7)], routes) as url,
+        served(PlayedService(demo, [[BusyError("full", retry_after=7)]]), routes) as url,
         client(url) as there,
         pytest.raises(anthropic.RateLimitError) as caught,
     ):
-        there.messages.create(**asked())
+        there.messages.create(**asked(model="played"))
     assert caught.value.response.headers["Retry-After"] == "7"
 
 
 def test_an_engine_that_fails_before_the_first_word(demo: LLM) -> None:
     with (
-        scripted_server(demo, [EngineError("gone")], routes) as url,
+        served(PlayedService(demo, [[EngineError("gone")]]), routes) as url,
         client(url) as there,
         pytest.raises(anthropic.APIStatusError) as caught,
     ):
-        there.messages.create(**asked(), stream=True)
+        there.messages.create(**asked(model="played"), stream=True)
     assert (caught.value.status_code, caught.value.type) == (503, "overloaded_error")
 
 
 def test_an_engine_that_fails_in_the_midst_of_a_stream(demo: LLM) -> None:
-    with scripted_server(demo, [says("a"), EngineError("gone")], routes) as url:
+    with served(PlayedService(demo, [[says("a"), EngineError("gone")]]), routes) as url:
         events = written(url)
         with (
             client(url) as there,
             pytest.raises(anthropic.APIStatusError, match="gone"),
-            there.messages.stream(**asked()) as stream,
+            there.messages.stream(**asked(model="played")) as stream,
         ):
             stream.until_done()
     name, error = events[-1]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from mlx_qwen3 import LLM
 from mlx_qwen3.server import anthropic_messages, openai_responses
 from tests.fakes import ends, says
-from tests.server.served import scripted_server
+from tests.server.services import PlayedService, served
 
 SCHEMA = {"type": "object", "properties": {"zone": {"type": "string"}}, "required": ["zone"]}
 MESSAGES = {
-    "model": "demo",
+    "model": "played",
     "max_tokens": 50,
     "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
     "messages": [
@@ -49,7 +49,7 @@ MESSAGES = {
     "metadata": {"user_id": "me"},
 }
 RESPONSES = {
-    "model": "demo",
+    "model": "played",
     "instructions": "Be brief.",
     "input": [
         {"role": "user", "content": [{"type": "input_text", "text": "What time is it?"}]},
@@ -81,7 +81,7 @@ PATHS = sorted(BODIES)
 def there(demo: LLM) -> Iterator[httpx.Client]:
     apis = (anthropic_messages.routes, openai_responses.routes)
     with (
-        scripted_server(demo, [says("ok"), ends()], *apis) as url,
+        served(PlayedService(demo, [[says("ok"), ends()]]), *apis) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         yield client
@@ -119,7 +119,7 @@ def test_what_is_right_is_answered(there: httpx.Client, path: str) -> None:
         b'"text"',
         b"null",
         b"\xff\xfe",
-        b'{"model": "demo", "model": 1}',
+        b'{"model": "played", "model": 1}',
         b'{"a": NaN}',
         b'{"max_tokens": 1e999}',
         b'{"max_tokens": ' + b"9" * 5000 + b"}",
@@ -157,7 +157,7 @@ def test_schemas_are_enforced_or_refused(there: httpx.Client, schema: Any, depth
 
 # --- anything, anywhere
 
-WORDS = ["type", "text", "user", "object", "auto", "function", "demo", "\ud800", "<|im_end|>"]
+WORDS = ["type", "text", "user", "object", "auto", "function", "played", "\ud800", "<|im_end|>"]
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -165,7 +165,7 @@ JSON = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
     | st.sampled_from(
-        ["text", "user", "object", "auto", "function", "demo", "\ud800", "<|im_end|>"]
+        ["text", "user", "object", "auto", "function", "played", "\ud800", "<|im_end|>"]
     ),
     lambda inner: (
         st.lists(inner, max_size=3)

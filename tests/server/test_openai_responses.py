@@ -24,7 +24,7 @@ from mlx_qwen3.errors import BusyError, EngineError
 from mlx_qwen3.generation.output import Event
 from mlx_qwen3.server.openai_responses import routes
 from tests.fakes import ends, says, thinks
-from tests.server.served import demo_server, scripted_server
+from tests.server.services import PlayedService, real, served
 
 SUM = "What is 27 + 58?"
 TIME = "What time is it in Tokyo?"
@@ -45,7 +45,7 @@ NOON = '{"timezone": "Asia/Tokyo", "datetime": "2025-01-01T12:34:00+09:00"}'
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with demo_server(routes) as address:
+    with served(real(), routes) as address:
         yield f"{address}/v1"
 
 
@@ -225,7 +225,7 @@ def test_the_async_client(url: str) -> None:
 
 def written(url: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
     """The events of a stream as they go over the wire."""
-    body = {"model": "demo", "input": "Hi", "stream": True, **fields}
+    body = {"model": "played", "input": "Hi", "stream": True, **fields}
     text = httpx.post(f"{url}/v1/responses", json=body).text
     events = [block.splitlines() for block in text.strip().split("\n\n")]
     return [
@@ -235,7 +235,9 @@ def written(url: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_whole_sequence_of_events(demo: LLM) -> None:
-    with scripted_server(demo, [thinks("Hm."), says("a"), says("b"), ends()], routes) as url:
+    with served(
+        PlayedService(demo, [[thinks("Hm."), says("a"), says("b"), ends()]]), routes
+    ) as url:
         events = written(url)
     assert all(name == event["type"] for name, event in events)
     places = [(name.removeprefix("response."), event.get("output_index")) for name, event in events]
@@ -263,7 +265,7 @@ def test_the_whole_sequence_of_events(demo: LLM) -> None:
 
 
 def test_a_reply_of_nothing_is_an_empty_message(demo: LLM) -> None:
-    with scripted_server(demo, [ends()], routes) as url:
+    with served(PlayedService(demo, [[ends()]]), routes) as url:
         response = httpx.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
         events = written(url)
     for output in (response["output"], events[-1][1]["response"]["output"]):
@@ -293,17 +295,17 @@ def test_errors_are_those_of_the_client(
 
 def test_a_busy_server_says_when_to_ask_again(demo: LLM) -> None:
     with (
-        scripted_server(demo, [BusyError("full", retry_after=7)], routes) as url,
+        served(PlayedService(demo, [[BusyError("full", retry_after=7)]]), routes) as url,
         client(f"{url}/v1") as there,
         pytest.raises(openai.RateLimitError) as caught,
     ):
-        there.responses.create(**asked())
+        there.responses.create(**asked(model="played"))
     assert caught.value.response.headers["Retry-After"] == "7"
 
 
 def test_an_engine_that_fails_in_the_midst_of_a_stream(demo: LLM) -> None:
     replies: list[Event | Exception] = [thinks("Hm."), says("a"), EngineError("gone")]
-    with scripted_server(demo, replies, routes) as url:
+    with served(PlayedService(demo, [replies]), routes) as url:
         name, event = written(url)[-1]
     assert name == "response.failed"
     assert event["response"]["status"] == "failed"
