@@ -39,10 +39,12 @@ def demo() -> LLM:
 
 @pytest.fixture(scope="session")
 def endless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint whose replies never end by themselves."""
+    """A tiny checkpoint whose replies never end by themselves, for a long context."""
     folder = tmp_path_factory.mktemp("endless") / "endless"
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 1 << 17
+    (folder / "config.json").write_text(json.dumps(config))
     tensors = make_tensors(config, seed=0)
     tensors["lm_head.weight"][list(EOS_TOKEN_IDS)] = 0  # far below the candidates
     write_weights(folder, tensors)
