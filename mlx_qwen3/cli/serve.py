@@ -39,16 +39,19 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own takes a key.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to listen on; any but this machine's own takes a key."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: a free one.")] = 8080,
     unix_socket: Annotated[
         str | None,
         typer.Option(metavar="PATH", help='A Unix socket instead; "auto": in a private folder.'),
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(help=f"Asked of every request. Others see it in ps; better: ${KEY_VARIABLE}."),
+        typer.Option(metavar="KEY", help=f"Asked of all; ps shows it, so better ${KEY_VARIABLE}."),
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the key, and nothing else.")
@@ -67,9 +70,12 @@ def serve(
         str, typer.Option(metavar="SIZE", help="Largest body of a request.")
     ] = "32MiB",
     shutdown_seconds: Annotated[
-        float, typer.Option(min=0, help="That running replies get to finish at the end.")
+        float,
+        typer.Option(min=0, metavar="S", help="That running replies get to finish at the end."),
     ] = 30,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
+    ] = "info",
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log what is asked and replied, too.")

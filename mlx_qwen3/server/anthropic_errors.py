@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 
 from mlx_qwen3.server.ids import new_id
 from mlx_qwen3.server.problems import Problem
+from mlx_qwen3.server.record import current
 
 _TYPES = {
     401: "authentication_error",
@@ -20,8 +21,9 @@ _TYPES = {
 
 
 def new_request_id() -> str:
-    """A name for a request, to find it in a log."""
-    return new_id("req_")
+    """The name of the request that is being answered, as in the log; a new one elsewhere."""
+    record = current()
+    return new_id("req_") if record is None else record.request_id
 
 
 def anthropic_error(problem: Problem, request_id: str) -> dict[str, Any]:

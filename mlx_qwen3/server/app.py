@@ -16,7 +16,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlx_qwen3.server import anthropic_messages, health, logs, metrics, openapi
+from mlx_qwen3.server import (
+    anthropic_messages,
+    health,
+    logs,
+    metrics,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    openai_responses,
+    openapi,
+)
 from mlx_qwen3.server.anthropic_errors import anthropic_problem
 from mlx_qwen3.server.assets import page_assets, page_routes
 from mlx_qwen3.server.endpoints import Endpoint
@@ -30,7 +40,13 @@ from mlx_qwen3.server.record import Listeners, RequestRecord
 from mlx_qwen3.server.settings import ServerSettings
 from mlx_qwen3.service import Service
 
-APIS = (anthropic_messages,)
+APIS = (
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    openai_models,
+    anthropic_messages,
+)
 # Shapes of errors below these paths, the longest first.
 RENDERS = MappingProxyType[str, Render]({"/v1/messages": anthropic_problem, "": openai_problem})
 OPEN_PATHS = frozenset({*(f"/{path}" for path in page_assets()), health.PATH})

@@ -6,6 +6,7 @@ say, which may be text of a prompt.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -75,12 +76,18 @@ def configure(stream: TextIO, level: str = "info", *, as_json: bool = False) -> 
     """Send everything that this package and uvicorn say to a stream. level: one of LEVELS."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_JsonLines() if as_json else _Lines())
+    handler.addFilter(_is_news)
     for name, least in (("mlx_qwen3", LEVELS[level]), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.setLevel(least)
         logger.handlers = [handler]
         logger.propagate = False
     return handler
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record says something: replies that are cut at the deadline are cancelled."""
+    return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 class _Lines(logging.Formatter):

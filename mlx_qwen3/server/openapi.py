@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from mlx_qwen3._version import __version__
+from mlx_qwen3.server.body import Body
 from mlx_qwen3.server.endpoints import JSON, Endpoint
 
 OPENAPI = Endpoint("GET", "/openapi.json", "This description")
@@ -41,11 +43,12 @@ _WITH_BODY = {
 
 def describe(endpoints: Iterable[Endpoint], *, keyed: bool) -> dict[str, Any]:
     """An OpenAPI 3.1 description. keyed: whether a key is asked."""
+    table = list(endpoints)
+    references, schemas = _schemas(endpoint.body for endpoint in table if endpoint.body)
     paths: dict[str, dict[str, Any]] = {}
-    schemas: dict[str, Any] = {}
-    for endpoint in endpoints:
+    for endpoint in table:
         path = _PARAMETER.sub(r"{\1}", endpoint.path)
-        operation = _operation(endpoint, schemas)
+        operation = _operation(endpoint, references)
         paths.setdefault(path, {})[endpoint.method.lower()] = operation
     described = {
         "openapi": "3.1.0",
@@ -71,7 +74,14 @@ _KEYS = {
 }
 
 
-def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
+def _schemas(bodies: Iterable[type[Body]]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """How to refer to each body, and all schemas; APIs may call different things alike."""
+    wanted: list[tuple[type[Body], JsonSchemaMode]] = [(body, "validation") for body in bodies]
+    keyed, together = models_json_schema(wanted, ref_template=_SCHEMAS + "{model}")
+    return {body: schema for (body, _), schema in keyed.items()}, together.get("$defs", {})
+
+
+def _operation(endpoint: Endpoint, references: Mapping[Any, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "responses": dict(_responses(endpoint)),
@@ -80,11 +90,8 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
-        schema = endpoint.body.model_json_schema(ref_template=_SCHEMAS + "{model}")
-        schemas |= schema.pop("$defs", {})
-        schemas[endpoint.body.__name__] = schema
-        reference = {"schema": {"$ref": _SCHEMAS + endpoint.body.__name__}}
-        operation["requestBody"] = {"required": True, "content": {JSON: reference}}
+        content = {JSON: {"schema": references[endpoint.body]}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 

@@ -114,7 +114,7 @@ def _look(pid: int, seconds: float) -> bool:
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # another user's, or a sandbox that does not tell
         return True
