@@ -50,7 +50,8 @@ from mlx_qwen3.model.transformer import Transformer
 READ_AGAIN = 16
 SMALLEST = 32  # tokens shared by chance (a template's opening) are not worth a cache
 _PATIENCE = 0.25  # seconds a prompt waits for a block that is just being written
-_MEMORY_SHARE = 4  # the store gets one part in so many of what models get
+_MEMORY_SHARE = 4  # the store gets one part in so many of what models get at most,
+_CONTEXTS = 2  # and no more than so many conversations need that fill the context
 
 
 class PrefixStore:
@@ -73,8 +74,14 @@ class PrefixStore:
         """The store of a model that was loaded from `folder`."""
         memory = settings.memory_bytes
         if memory is None:
-            memory = Device.current().memory_limit // _MEMORY_SHARE
+            contexts = _CONTEXTS * model.config.context_length * model.kv_bytes_per_token()
+            memory = min(Device.current().memory_limit // _MEMORY_SHARE, contexts)
         return cls(model, memory_bytes=memory, disk=_disk_tier(model, folder, settings))
+
+    @property
+    def budget(self) -> int:
+        """Bytes of memory that may lie in the store."""
+        return self._pool.budget
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -32,6 +33,33 @@ class Token:
     token_id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+class Loop(Protocol):
+    """Generates the tokens of one sequence; what a reply needs of it.
+
+    proposed, accepted: tokens of speculation.
+    """
+
+    proposed: int
+    accepted: int
+
+    @property
+    def offset(self) -> int:
+        """Tokens the cache holds for certain."""
+        ...
+
+    def feed(self, token_ids: Sequence[int], progress: Progress | None = None) -> None:
+        """Read tokens (at least one), then sample the one that follows."""
+        ...
+
+    def next(self, *, last: bool = False) -> Token:
+        """The next token. last: none will follow, so do not compute one."""
+        ...
+
+    def force(self, token_ids: Sequence[int]) -> None:
+        """These tokens follow the last one, not its own."""
+        ...
 
 
 class TokenLoop:
@@ -100,7 +128,7 @@ class TokenLoop:
             logits = self._model.step(current.token, self._cache)
             token = self._launch(logits, after=current)
         self._tick()
-        return token or _read_sample(current)
+        return token or read_sample(current)
 
     def force(self, token_ids: Sequence[int]) -> None:
         """Put words into the model's mouth: these tokens follow the last one, not its own.
@@ -134,7 +162,7 @@ class TokenLoop:
             self._in_flight[:] = [logits]
             mx.async_eval(logits)
             if after is not None:
-                token = _read_sample(after)
+                token = read_sample(after)
                 self._constraint.accept(token.token_id)
             allowed = self._constraint.allowed()
         self._ahead = self._sampler.sample(logits, allowed)
@@ -150,7 +178,7 @@ def _land(in_flight: list[mx.array]) -> None:
         mx.eval(in_flight)
 
 
-def _read_sample(sample: Sample) -> Token:
+def read_sample(sample: Sample) -> Token:
     """Wait for a sample and bring it to the host."""
     token_id = int(_number(sample.token))
     if sample.logprob is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation.caches import CacheStore
-from mlx_qwen3.generation.loop import Progress, Token, TokenLoop
+from mlx_qwen3.generation.constraints import Constraint
+from mlx_qwen3.generation.loop import Loop, Progress, Token, TokenLoop
 from mlx_qwen3.generation.output import Completion, Event, Output, Timing, Usage
 from mlx_qwen3.generation.penalties import ThinkTags
 from mlx_qwen3.generation.request import Request
@@ -25,6 +26,9 @@ from mlx_qwen3.text.folder import one_line
 from mlx_qwen3.text.parser import THINK, THINK_END, StreamParser
 from mlx_qwen3.text.stops import StopStrings
 from mlx_qwen3.text.tokenizer import Tokenizer
+
+# The loop of a reply whose steps are made elsewhere, out of its cache, sampler and constraint.
+MakeLoop = Callable[[Cache, Sampler, Constraint | None], Loop]
 
 
 class Reply:
@@ -45,8 +49,10 @@ class Reply:
         load_seconds: float = 0.0,
         store: CacheStore | None = None,
         speculator: Speculator | None = None,
+        make_loop: MakeLoop | None = None,
     ) -> None:
         self._model = model
+        self._given_loop = make_loop
         self._store = store
         self._speculator = speculator
         self._request = request
@@ -64,7 +70,7 @@ class Reply:
         self._cache: Cache | None = model.make_cache(
             max_kv_size=request.max_kv_size, kv_bits=request.kv_bits
         )
-        self._loop: TokenLoop | None = None
+        self._loop: Loop | None = None
         self._cached_tokens = 0
         self._constraint = None if request.constraint is None else request.constraint.start()
         self._meter = ThinkingMeter(
@@ -106,8 +112,10 @@ class Reply:
         self._loop = self._make_loop(self._cache)
         self._loop.feed(self._request.prompt_ids[self._cached_tokens :], progress)
 
-    def _make_loop(self, cache: Cache) -> TokenLoop:
+    def _make_loop(self, cache: Cache) -> Loop:
         request, sampler, constraint = self._request, self._sampler, self._constraint
+        if self._given_loop is not None:
+            return self._given_loop(cache, sampler, constraint)
         # Which penalties hold may change within a burst, and counts with them: token by token then.
         if request.speculation == "off" or self._speculator is None or sampler.switches:
             return TokenLoop(self._model, cache, sampler, constraint=constraint)
@@ -115,9 +123,37 @@ class Reply:
 
     def step(self) -> list[Event]:
         """Generate one token, or end a thought that is over budget; return what became certain."""
-        tokens = self._early_stop() or [self._require_loop().next(last=self._room == 1)]
-        self._first_token = self._first_token or time.perf_counter()
-        return [event for token in tokens for event in self._take(token)]
+        forced = self.end_thought()
+        if forced is not None:
+            return forced
+        token = self._require_loop().next(last=self._room == 1)
+        return self._take([token])
+
+    def end_thought(self) -> list[Event] | None:
+        """End a thought that is over budget by force; None while none is."""
+        forced = self._early_stop()
+        return self._take(forced) if forced else None
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Everything that is certain so far: the prompt's, and those generated."""
+        return (*self._request.prompt_ids, *self._output.token_ids)
+
+    def pause(self) -> None:
+        """Free the cache between two steps, or lend it back to the store; `resume` goes on."""
+        cache, self._cache = self._cache, None
+        if cache is not None and self._store is not None:
+            self._give_back(self._store, cache, self._require_loop().offset)
+
+    def resume(self) -> Cache:
+        """A cache to go on in, which holds the beginning of `token_ids`."""
+        if self._store is None:
+            self._cache = self._model.make_cache(
+                max_kv_size=self._request.max_kv_size, kv_bits=self._request.kv_bits
+            )
+        else:
+            self._cache = self._store.lease(replace(self._request, prompt_ids=self.token_ids))
+        return self._cache
 
     def end(self) -> list[Event]:
         """Release held-back text and conclude with the "end" event."""
@@ -155,7 +191,11 @@ class Reply:
             self._require_loop().force(forced)
         return [Token(token_id) for token_id in forced]
 
-    def _take(self, token: Token) -> list[Event]:
+    def _take(self, tokens: Sequence[Token]) -> list[Event]:
+        self._first_token = self._first_token or time.perf_counter()
+        return [event for token in tokens for event in self._read(token)]
+
+    def _read(self, token: Token) -> list[Event]:
         before = self._meter.tokens
         self._meter.add(token.token_id)
         return self._metered(self._output.add(token, thinking=self._meter.tokens > before))
@@ -163,7 +203,7 @@ class Reply:
     def _metered(self, events: list[Event]) -> list[Event]:
         return [replace(event, thinking_tokens=self._meter.tokens) for event in events]
 
-    def _require_loop(self) -> TokenLoop:
+    def _require_loop(self) -> Loop:
         if self._loop is None:
             raise RuntimeError("this reply was closed, or never started")
         return self._loop

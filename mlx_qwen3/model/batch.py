@@ -2,7 +2,8 @@
 
 Caches stay what they are for one sequence, of any kind and length, so a sequence joins or leaves
 between two steps without anything being copied or padded. What is not shared is attention: as many
-small calls as there are sequences.
+small calls as there are sequences. With one token each, every product takes its rows one by one
+(linear.py), so that logits are those of the sequence alone, bit for bit.
 """
 
 from __future__ import annotations

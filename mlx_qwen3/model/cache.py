@@ -61,6 +61,11 @@ class LayerCache:
         return self._buffers[0].shape[2] if self._buffers else 0
 
     @property
+    def spare(self) -> int:
+        """Tokens that can be appended before the buffers grow."""
+        return self.capacity - self._length
+
+    @property
     def forgotten(self) -> int:
         """Tokens that were appended and dropped since, to stay within max_size."""
         return self.offset - self._length
@@ -364,14 +369,23 @@ def make_layer_cache(
         return LayerCache(max_size=max_size, keep=keep, max_tokens=max_tokens)
     if kv_bits not in KV_BITS:
         raise OptionError(f"kv_bits is {kv_bits}; expected 4 or 8 (or nothing, for full precision)")
+    return QuantizedLayerCache(
+        bits=kv_bits,
+        group_size=kv_group_size(head_dim),
+        max_size=max_size,
+        keep=keep,
+        max_tokens=max_tokens,
+    )
+
+
+def kv_group_size(head_dim: int) -> int:
+    """How many numbers of a packed key share a scale. Raises OptionError where none divides."""
     group_size = next((size for size in (64, 32) if head_dim % size == 0), None)
     if group_size is None:
         raise OptionError(
             f"kv_bits needs a head_dim that 32 divides; this model's is {head_dim}: leave it out"
         )
-    return QuantizedLayerCache(
-        bits=kv_bits, group_size=group_size, max_size=max_size, keep=keep, max_tokens=max_tokens
-    )
+    return group_size
 
 
 def _shape(like: mx.array, tokens: int) -> tuple[int, ...]:

@@ -150,8 +150,8 @@ class SparseMLP(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (B, L, hidden) -> (B, L, hidden)."""
+        experts, weights = self._route(x)
         tokens = x.reshape(-1, x.shape[-1])  # (T, hidden)
-        experts, weights = self._route(tokens)
         return self.experts(tokens, experts, weights.astype(x.dtype)).reshape(x.shape)
 
     def idle_bytes(self) -> int:
@@ -159,14 +159,14 @@ class SparseMLP(Module):
         held = nbytes(self.experts) if isinstance(self.experts, Module) else 0
         return held - held * self._top_k // self.router.out_dims
 
-    def _route(self, tokens: mx.array) -> tuple[mx.array, mx.array]:
-        """The chosen experts of each token and their weights: (T, top_k) both.
+    def _route(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """(B, L, hidden) -> the chosen experts of each token and their weights: (T, top_k) both.
 
         Softmax keeps the order, so the choice is made on the logits; with norm_topk_prob the
         softmax over the chosen ones alone is the same number as renormalising them all. `precise`
         is float32 inside, as the reference; casts around it would be kernels of their own.
         """
-        logits = self.router(tokens)  # (T, num_experts)
+        logits = self.router(x).reshape(-1, self.router.out_dims)  # (T, num_experts)
         first = logits.shape[-1] - self._top_k
         experts = mx.argpartition(logits, kth=first, axis=-1)[:, first:]
         chosen = mx.take_along_axis(logits, experts, axis=-1)

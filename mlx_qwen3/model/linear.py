@@ -1,4 +1,10 @@
-"""Projections: dense or quantized, alone or several of the same input in one multiplication."""
+"""Projections: dense or quantized, alone or several of the same input in one multiplication.
+
+One token each of several sequences, (B, 1, in), is multiplied row by row, as each sequence alone
+would be: what a reply says must not depend on who else is being answered. Kernels for packed
+matrices do that by themselves while rows are few (on Metal up to six); products of dense ones
+round differently with the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +18,9 @@ from mlx.utils import tree_flatten
 
 # Bytes of weights unpacked at once when a quantized matrix is multiplied dense.
 _UNPACK_BYTES = 64 << 20
-# A matrix that is no larger unpacked stays unpacked beside its packed form once it was needed so:
-# tiny models spend more time unpacking than multiplying. No release has matrices this small.
+# Where unpacking pays, a matrix that is no larger unpacked stays so beside its packed form, and
+# is multiplied dense even by one row: tiny models are slow to unpack and slow to multiply packed.
+# No release has matrices this small.
 _KEEP_BYTES = 2 << 20
 
 
@@ -40,9 +47,8 @@ class Linear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., in) -> (..., out)."""
-        if self.bias is None:
-            return x @ self.weight.T
-        return mx.addmm(self.bias, x, self.weight.T)
+        matrix = _for_rows_of(x, self.weight.T)
+        return x @ matrix if self.bias is None else mx.addmm(self.bias, x, matrix)
 
     @property
     def out_dims(self) -> int:
@@ -85,7 +91,7 @@ class QuantizedLinear(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., in) -> (..., out)."""
-        if self.dense_from is not None and x.size // x.shape[-1] >= self.dense_from:
+        if self._multiplies_dense(x):
             y = self._dense(x)
         else:
             y = mx.quantized_matmul(
@@ -97,6 +103,17 @@ class QuantizedLinear(Module):
                 **self.quantization.arguments(),
             )
         return y if self.bias is None else y + self.bias
+
+    def _multiplies_dense(self, x: mx.array) -> bool:
+        if self.dense_from is None:
+            return False
+        if self._stays_unpacked(x.dtype):
+            return True
+        return not _is_step_of_many(x) and x.size // x.shape[-1] >= self.dense_from
+
+    def _stays_unpacked(self, dtype: mx.Dtype) -> bool:
+        groups: int = self.scales.size
+        return groups * self.quantization.group_size * dtype.size <= _KEEP_BYTES
 
     @property
     def out_dims(self) -> int:
@@ -127,8 +144,8 @@ class QuantizedLinear(Module):
 
     def _dense(self, x: mx.array) -> mx.array:
         """Multiply dense, a block of rows at a time so that the unpacked copy stays small."""
-        if self.out_dims * x.shape[-1] * x.dtype.size <= _KEEP_BYTES:
-            return x @ self._keep().T
+        if self._stays_unpacked(x.dtype):
+            return x @ _for_rows_of(x, self._keep().T)
         step = max(256, _UNPACK_BYTES // (x.shape[-1] * x.dtype.size))
         if step >= self.out_dims:
             return x @ self._unpack(slice(None)).T
@@ -140,6 +157,17 @@ class QuantizedLinear(Module):
 
 
 AnyLinear = Linear | QuantizedLinear
+
+
+def _is_step_of_many(x: mx.array) -> bool:
+    """Whether the rows of x are one token each of several sequences: (B, 1, in)."""
+    return x.ndim == 3 and x.shape[1] == 1 and x.shape[0] > 1
+
+
+def _for_rows_of(x: mx.array, matrix: mx.array) -> mx.array:
+    """The matrix as often as x has sequences of one token each, so that MLX multiplies them one by
+    one; it would join them into one product."""
+    return mx.broadcast_to(matrix, (x.shape[0], *matrix.shape)) if _is_step_of_many(x) else matrix
 
 
 def nbytes(module: Module) -> int:

@@ -64,6 +64,22 @@ class ComputePolicy:
 
 
 @dataclass(frozen=True)
+class BatchPolicy:
+    """How many sequences share a step of one token each, and still say what each says alone.
+
+    max_rows: more are served in turns.
+    """
+
+    max_rows: int
+
+    @classmethod
+    def for_device(cls, device: Device) -> BatchPolicy:
+        """On Metal and CUDA as many rows as the vector kernels of packed matrices take on every
+        chip (from MLX's source, not measured); a CPU takes rows one by one in any case."""
+        return cls(32 if device.backend == "cpu" else 6)
+
+
+@dataclass(frozen=True)
 class BurstPolicy:
     """How this device computes a few tokens of one sequence at once, to verify a proposal.
 

@@ -48,8 +48,10 @@ class Rope:
 
         offset: an int, or an int32 array with the position of each sequence: (B,).
         """
-        if self._matrices and length == 1 and (isinstance(offset, int) or offset.size == 1):
-            return self._matrix(mx.array(offset), *self._matrices)
+        if self._matrices and length == 1:
+            if isinstance(offset, int) or offset.size == 1:
+                return self._one(mx.array(offset))
+            return self._each(offset)
         return partial(
             mx.fast.rope,
             dims=self._dims,
@@ -60,22 +62,27 @@ class Rope:
             freqs=self._freqs,
         )
 
-    def _matrix(
-        self, offset: mx.array, radians: mx.array, eye: mx.array, turn: mx.array
-    ) -> Rotation:
-        """Rotate one token by a product with a (head_dim, head_dim) matrix.
+    def _one(self, offset: mx.array) -> Rotation:
+        """The rotation of one token of a sequence."""
+        matrix = self._matrix(offset)
+        return lambda x: x @ matrix.astype(x.dtype)
+
+    def _each(self, offsets: mx.array) -> Rotation:
+        """The same of each sequence at its own place, with the same products: (B,) int32."""
+        matrices = mx.stack([self._matrix(offset) for offset in offsets])  # (B, width, width)
+        return lambda x: (x.squeeze(2) @ matrices.astype(x.dtype))[:, :, None]
+
+    def _matrix(self, offset: mx.array) -> mx.array:
+        """What a token at `offset` is multiplied with to be rotated: (head_dim, head_dim).
 
         The angles are MLX's own, bit for bit, so that the keys of a prompt fit its queries.
         """
+        assert self._matrices is not None
+        radians, eye, turn = self._matrices
         position = offset.astype(mx.float32) * self._scale
         angles = position * radians  # (head_dim / 2,)
         cos, sin = mx.cos(angles), mx.sin(angles)
-        matrix = eye * mx.concatenate([cos, cos]) + turn * mx.concatenate([sin, sin])
-
-        def rotate(x: mx.array) -> mx.array:
-            return x @ matrix.astype(x.dtype)
-
-        return rotate
+        return eye * mx.concatenate([cos, cos]) + turn * mx.concatenate([sin, sin])
 
     def _tables(self) -> tuple[mx.array, mx.array, mx.array]:
         """Radians per token, (head_dim / 2,), and two matrices, (head_dim, head_dim).

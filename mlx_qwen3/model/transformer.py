@@ -14,7 +14,7 @@ from typing import Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mlx_qwen3.model.cache import Cache, LayerCache, Mask, make_layer_cache
+from mlx_qwen3.model.cache import Cache, LayerCache, Mask, kv_group_size, make_layer_cache
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.experts import Experts, SparseMLP
 from mlx_qwen3.model.linear import AnyLinear, ParallelLinear, nbytes
@@ -113,6 +113,15 @@ class Transformer(Module):
         layers = sum(layer.bytes_per_token() for layer in self.layers)
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         return layers + nbytes(self.norm) + nbytes(head)
+
+    def kv_bytes_per_token(self, kv_bits: int | None = None) -> int:
+        """Bytes of keys and values that one token adds to a cache of all layers."""
+        config = self.config
+        width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        bits: float = self.dtype.size * 8
+        if kv_bits is not None:  # and a scale and a bias for each group
+            bits = kv_bits + 2 * bits / kv_group_size(config.head_dim)
+        return int(width * bits / 8)
 
     def make_cache(
         self,

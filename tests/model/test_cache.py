@@ -388,4 +388,5 @@ def test_what_fills_a_buffer_keeps_nothing_else_alive() -> None:
     mx.eval(layer.state())
     del heads
     mx.synchronize()
-    assert mx.get_active_memory() - before <= layer.nbytes + 1_000
+    # Against the 2 MB of `heads`; a little is MLX's own and comes and goes.
+    assert mx.get_active_memory() - before <= layer.nbytes + 100_000
