@@ -75,8 +75,9 @@ def _commands() -> list[Callable[..., None]]:
     from mlx_qwen3.cli.generate import generate
     from mlx_qwen3.cli.models import models
     from mlx_qwen3.cli.pull import pull
+    from mlx_qwen3.cli.serve import serve
 
-    return [generate, chat, convert, eval, bench, models, pull, doctor]
+    return [generate, chat, serve, convert, eval, bench, models, pull, doctor]
 
 
 def _start(

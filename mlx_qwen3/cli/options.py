@@ -117,14 +117,18 @@ def prefix_cache(no_prefix_cache: bool, size: str | None) -> bool | PrefixCache:
         raise typer.BadParameter("--no-prefix-cache leaves no use for --prefix-cache-size")
     if no_prefix_cache or size is None:
         return not no_prefix_cache
-    found = _SIZE.fullmatch(size.strip())
-    if found is None:
-        raise typer.BadParameter(f"--prefix-cache-size {size}: expected a size such as 500MB, 8GB")
-    power = " KMGT".index(found[2].upper() or " ")
-
     from mlx_qwen3.engine.settings import PrefixCache
 
-    return PrefixCache(disk_bytes=int(float(found[1]) * (1024 if found[3] else 1000) ** power))
+    return PrefixCache(disk_bytes=size_in_bytes(size, "--prefix-cache-size"))
+
+
+def size_in_bytes(text: str, option: str) -> int:
+    """ "8GB" or "8GiB" as bytes. Raises BadParameter for what is no size. option: who says it."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{option} {text}: expected a size such as 500MB, 8GB")
+    power = " KMGT".index(found[2].upper() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def open_model(
@@ -143,7 +147,7 @@ def open_model(
     if model is None:
         note(DEMO_NOTE)
     name = "demo" if model is None else model
-    folder, draft_folder = _fetch(name), None if draft is None else _fetch(draft)
+    folder, draft_folder = fetch(name), None if draft is None else fetch(draft)
 
     from mlx_qwen3.llm import LLM
 
@@ -153,7 +157,8 @@ def open_model(
     return llm
 
 
-def _fetch(name: str) -> Path:
+def fetch(name: str) -> Path:
+    """The folder of a model; downloads what is not here yet, with a bar on a terminal."""
     from mlx_qwen3.cli.display import download_bar
     from mlx_qwen3.hub import resolve
 

@@ -116,7 +116,12 @@ def check_grammar(grammar: str, name: str) -> None:
     """
     from llguidance import LLMatcher
 
-    broken, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
+    try:
+        broken, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
+    except BaseException as exc:
+        if type(exc).__name__ != "PanicException":  # Rust's, which is no Exception and has no name
+            raise
+        raise SchemaError(f"{name} cannot be enforced: it makes no sense to llguidance") from exc
     if broken:
         raise SchemaError(f"{name} cannot be enforced: {_reason(reasons[0])}")
 

@@ -25,6 +25,7 @@ from mlx_qwen3.text.tool_calls import (
 
 Schema = Mapping[str, Any]
 Tool = Mapping[str, Any]  # the "function" object of OpenAI's form
+_Write = Callable[[int, str, Schema], list[str]]
 
 # What stands between the parts of a JSON text.
 WHITESPACE: dict[str, dict[str, Any]] = {
@@ -120,13 +121,20 @@ def _bodies(tools: Sequence[Tool], form: CallForm, strict: bool) -> list[str]:
 def _body(place: int, tool: Tool, form: CallForm, strict: bool) -> list[str]:
     write, name = _BODIES[form], tool["name"]
     try:
-        body = write(place, name, tool.get("parameters") or {})
+        body = _written(write, place, name, tool.get("parameters") or {})
         check_grammar(_lark("\n".join([f"start: call_{place}", *body])), f"tool {name}")
     except SchemaError:
         if strict or tool.get("strict"):
             raise
         return write(place, name, {"type": "object"})
     return body
+
+
+def _written(write: _Write, place: int, name: str, parameters: Schema) -> list[str]:
+    try:
+        return write(place, name, parameters)
+    except (TypeError, AttributeError) as exc:  # a number for a list, a list for an object
+        raise SchemaError(f"tool {name}: its parameters are no JSON schema") from exc
 
 
 # --- the JSON form
@@ -243,7 +251,7 @@ def _without(tag: str) -> str:
 
 _VALUE = regex(_without(PARAMETER_END))
 _PARAMETER_CLOSE = literal(f"\n{PARAMETER_END}\n")
-_BODIES: dict[CallForm, Callable[[int, str, Schema], list[str]]] = {
+_BODIES: dict[CallForm, _Write] = {
     "json": _json_body,
     "xml": _xml_body,
 }

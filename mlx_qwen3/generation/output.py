@@ -74,6 +74,7 @@ class Completion:
     parsed: under a schema, the answer as the object it is (of the pydantic class where the schema
     was one); None for tool calls and for a reply cut short. warnings: one line each about what is
     not as it should be, such as a tool call that is in `text` because it could not be read.
+    stop: the stop string that ended it, None for any other end.
     proposed_tokens, accepted_tokens: of speculation; how many were tried depends on the clock, so
     replies that differ in them alone are equal.
     """
@@ -89,6 +90,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     parsed: Any = None
     warnings: tuple[str, ...] = ()
+    stop: str | None = None
     proposed_tokens: int = field(default=0, compare=False)
     accepted_tokens: int = field(default=0, compare=False)
 
@@ -192,9 +194,14 @@ class Output:
         return "".join(self._text[kind])
 
     @property
+    def stop(self) -> str | None:
+        """The stop string that was met, if one was."""
+        return self.stops.feed("")[1]
+
+    @property
     def _stopped(self) -> bool:
         """A stop string was met, or the one call made: what follows is not part of the reply."""
-        return self.stops.feed("")[1] is not None or (self.one_call and bool(self.tool_calls))
+        return self.stop is not None or (self.one_call and bool(self.tool_calls))
 
     def _route(self, pieces: Sequence[Piece]) -> list[Event]:
         events: list[Event] = []

@@ -248,6 +248,7 @@ class Reply:
             logprobs=None if self._request.params.logprobs is None else tuple(output.logprobs),
             parsed=parsed,
             warnings=tuple(output.warnings),
+            stop=output.stop,
             proposed_tokens=loop.proposed,
             accepted_tokens=loop.accepted,
         )

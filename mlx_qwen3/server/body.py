@@ -206,7 +206,8 @@ def _path(error: ErrorDetails, value: Any) -> str:
         if isinstance(value, list) and isinstance(step, int):
             path, value = f"{path}[{step}]", value[step]
         elif isinstance(value, dict) and (step in value or (last and error["type"] == "missing")):
-            path, value = f"{path}.{step}" if path else str(step), value.get(step)
+            name = _shown(step)[1:-1]
+            path, value = f"{path}.{name}" if path else name, value.get(step)
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path += "." + error["ctx"]["discriminator"].strip("'")
     return path

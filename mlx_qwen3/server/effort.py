@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 
 # Effort -> thinking budget, None for no limit. "none" turns thinking off.
@@ -15,6 +15,7 @@ BUDGETS: Mapping[Effort, int | None] = {
     "medium": 4096,
     "high": 16_384,
     "xhigh": None,
+    "max": None,
 }
 
 

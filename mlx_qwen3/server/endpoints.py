@@ -21,6 +21,7 @@ class Endpoint:
     and `routes(service, limits)`, which gives each its handler.
     path: starlette's form ("{model:path}"). body: its JSON schema is `body.model_json_schema()`.
     streams: whether `"stream": true` in the body makes the reply server-sent events.
+    kind: media type of a reply that does not stream.
     """
 
     method: Literal["GET", "POST"]
@@ -28,11 +29,12 @@ class Endpoint:
     summary: str
     body: type[Body] | None = None
     streams: bool = False
+    kind: str = JSON
 
     @property
     def media(self) -> tuple[str, ...]:
         """Media types of what it replies with."""
-        return (JSON, SSE) if self.streams else (JSON,)
+        return (self.kind, SSE) if self.streams else (self.kind,)
 
     def route(self, handler: Handler) -> Route:
         """The route that leads to a handler of it."""

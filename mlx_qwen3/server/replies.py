@@ -25,6 +25,7 @@ from mlx_qwen3.generation.request import Request
 from mlx_qwen3.llm import LLM
 from mlx_qwen3.server.events import KEEP_ALIVE, Chunks, EventStream, while_connected
 from mlx_qwen3.server.problems import Problem, explain
+from mlx_qwen3.server.record import recorded
 from mlx_qwen3.service import ServedModel, Service
 
 # (which reply, its next event): replies of the first prompt come first, copies in order.
@@ -116,7 +117,7 @@ class Replies:
         """Bring one reply's events to the queue; whatever happens, something comes last."""
         failure: Exception = EngineError("the reply broke off; ask again")
         try:
-            async with aclosing(self.model.stream(request)) as events:
+            async with aclosing(recorded(self.model, request)) as events:
                 async for event in events:
                     await self._queue.put((index, event))
                     if event.kind == "end":

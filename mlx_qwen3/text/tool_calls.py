@@ -310,10 +310,17 @@ def schema_types(schema: Any, root: Mapping[str, Any]) -> set[str]:
     types: set[str] = set()
     for option in plain_schemas(schema, root):
         declared = option.get("type") or []
-        types |= {declared} if isinstance(declared, str) else {t for t in declared if _is_text(t)}
-        if not declared and all(map(_is_text, option.get("enum") or [0])):
+        types |= (
+            {declared} if isinstance(declared, str) else set(filter(_is_text, _listed(declared)))
+        )
+        if not declared and all(map(_is_text, _listed(option.get("enum")) or [0])):
             types.add("string")
     return types
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """A list, and none of what a schema that is not one may have in its place."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _is_text(value: object) -> bool:
@@ -326,7 +333,7 @@ def plain_schemas(
     """The alternatives a schema consists of, its anyOf, oneOf and $ref into `root` followed."""
     if not isinstance(schema, Mapping):
         return
-    options = [option for name in ("anyOf", "oneOf") for option in schema.get(name) or ()]
+    options = [option for name in ("anyOf", "oneOf") for option in _listed(schema.get(name))]
     if depth and "$ref" in schema:
         options.append(referred(schema["$ref"], root))
     if not options or "type" in schema:

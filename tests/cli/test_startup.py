@@ -71,7 +71,7 @@ def test_help_is_fast() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "chat", "convert", "eval", "bench", "models", "pull", "doctor"]
+    "command", ["generate", "chat", "serve", "convert", "eval", "bench", "models", "pull", "doctor"]
 )
 def test_every_command_has_help(command: str) -> None:
     done = mlx_qwen3(command, "--help")
@@ -91,6 +91,7 @@ def test_help_lists_only_what_exists() -> None:
         "generate",
         "models",
         "pull",
+        "serve",
     ]
 
 

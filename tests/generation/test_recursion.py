@@ -38,3 +38,29 @@ SELF = {"$ref": "#/$defs/node"}
 )
 def test_is_finite(schema: dict[str, Any], finite: bool) -> None:
     assert is_finite(schema, schema) == finite
+
+
+def test_many_that_require_each_other() -> None:
+    """As many ways through them as 24 factorial: each reference is looked at a few times only."""
+    names = [f"#/$defs/d{number}" for number in range(24)]
+    all_of_them = {"anyOf": [{"$ref": name} for name in names]}
+    definitions: dict[str, Any] = {f"d{number}": all_of_them for number in range(24)}
+    schema = {"$defs": definitions, "$ref": "#/$defs/d0"}
+    assert not is_finite(schema, schema)
+    definitions["d23"] = {"type": "null"}
+    assert is_finite(schema, schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {}, "required": [[], {}, 5]},
+        {"type": "object", "properties": {}, "required": 5},
+        {"anyOf": 5, "allOf": "text", "$ref": 5},
+        {"type": "array", "minItems": -1, "prefixItems": 5},
+        {"anyOf": {"a": 1}, "properties": []},
+    ],
+    ids=str,
+)
+def test_what_is_no_schema_is_left_to_others(schema: dict[str, Any]) -> None:
+    assert is_finite(schema, schema)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mlx_qwen3 import LLM, load
+from tests.checkpoints import EOS_TOKEN_IDS, make_tensors, write_weights
 from tests.server.browser import chromium, find_chromium
 from tests.server.fake_api import FakeApi, serving
 
@@ -31,6 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def demo() -> LLM:
     """The bundled demo model."""
     return load("demo")
+
+
+@pytest.fixture(scope="session")
+def endless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint whose replies never end by themselves, for a long context."""
+    folder = tmp_path_factory.mktemp("endless") / "endless"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 1 << 17
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = make_tensors(config, seed=0)
+    tensors["lm_head.weight"][list(EOS_TOKEN_IDS)] = 0  # far below the candidates
+    write_weights(folder, tensors)
+    return folder
 
 
 @pytest.fixture

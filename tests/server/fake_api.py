@@ -150,7 +150,7 @@ class FakeApi:
 @contextlib.contextmanager
 def serving(app: Starlette, port: int = 0) -> Iterator[str]:
     """A real server on this machine (port 0: a free one); yields its address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         config = uvicorn.Config(

@@ -145,3 +145,8 @@ def test_limits_hold() -> None:
     plan = {"a": "é" * 10}
     parse(limits=Limits(schema_bytes=28), messages=[USER], plan=plan)
     assert refused(limits=Limits(schema_bytes=27), messages=[USER], plan=plan).param == "plan"
+
+
+def test_names_of_fields_stay_in_one_line() -> None:
+    assert "a\\nb is not supported" in refused(messages=[USER], **{"a\nb": 1}).message
+    assert len(refused(messages=[USER], **{"a" * 999: 1}).message) < 99

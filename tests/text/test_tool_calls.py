@@ -1,0 +1,18 @@
+"""Calls read beside schemas that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlx_qwen3.text.tool_calls import read_call
+
+
+@pytest.mark.parametrize("wrong", [5, "text", True, {"a": 1}, [5, {}]], ids=str)
+@pytest.mark.parametrize("field", ["type", "enum", "anyOf", "$ref"])
+def test_a_schema_may_be_anything(field: str, wrong: Any) -> None:
+    properties = {"a": {field: wrong}}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": properties}}
+    call = read_call("<function=f>\n<parameter=a>\nx\n</parameter>\n</function>", [tool])
+    assert (call.error, call.arguments) == (None, {"a": "x"})
