@@ -98,6 +98,7 @@ struct LiveTests {
         try await withQwen { qwen in
             let (started, start) = AsyncStream.makeStream(of: Void.self)
             let reading = Task {
+                defer { start.finish() }
                 var events = 0
                 for try await _ in qwen.stream(sum(4821, 3990)) {
                     events += 1
