@@ -51,7 +51,6 @@ final class HTTPStream: NSObject, URLSessionDataDelegate, Sendable {
 
     private static func configuration() -> URLSessionConfiguration {
         let configuration = URLSessionConfiguration.ephemeral
-        configuration.timeoutIntervalForRequest = 600  // a long prompt is read before the first byte
         configuration.connectionProxyDictionary = [:]  // no proxy has a business with 127.0.0.1
         return configuration
     }

@@ -6,8 +6,8 @@ public struct Launch: Sendable {
     public var arguments: [String]
     /// On top of the app's own environment.
     public var environment: [String: String] = [:]
-    /// From start to ready line. It includes loading the model, and downloading it where it is not
-    /// there yet: run `mlx-qwen3 pull` before, and show its progress.
+    /// From start to ready line. The model is loaded meanwhile, and where it is not on this machine
+    /// downloaded before: an app that brings no weights allows more.
     public var readyTimeout: Duration = .seconds(120)
     /// After a crash; doubled after each that follows within a minute, up to half a minute.
     public var restartDelay: Duration = .milliseconds(500)
@@ -17,8 +17,8 @@ public struct Launch: Sendable {
     public var stopTimeout: Duration = .seconds(5)
 
     /// executable: `mlx-qwen3`, or a Python that has it. arguments: what comes before the options
-    /// of the handshake, which are added here: `["serve", "4b"]` or
-    /// `["-I", "-B", "-m", "mlx_qwen3.cli", "serve", "4b"]`.
+    /// of the handshake, which are added here: `["serve", "--model", "4b"]`
+    /// or `["-I", "-B", "-m", "mlx_qwen3.cli", "serve", "--model", "4b"]`.
     public init(executable: URL, arguments: [String]) {
         self.executable = executable
         self.arguments = arguments

@@ -5,7 +5,7 @@ import FoundationNetworking
 
 /// Qwen3 for an app: the sidecar process, and replies from it.
 ///
-///     let qwen = Qwen3(Launch(executable: url, arguments: ["serve", "4b"]))
+///     let qwen = Qwen3(Launch(executable: url, arguments: ["serve", "--model", "4b"]))
 ///     await qwen.sidecar.start()
 ///     for try await event in qwen.stream(ChatRequest("Why is the sky blue?")) {
 ///         if case .answer(let text) = event { print(text, terminator: "") }
@@ -27,19 +27,16 @@ public struct Qwen3: Sendable {
             do {
                 try await reply(to: request) { continuation.yield($0) }
                 continuation.finish()
-            } catch let error as URLError {
-                continuation.finish(throwing: Qwen3Error.disconnected(error.localizedDescription))
             } catch {
-                continuation.finish(throwing: error)
+                let other = Qwen3Error.disconnected(error.localizedDescription)
+                continuation.finish(throwing: error as? Qwen3Error ?? other)
             }
         }
         continuation.onTermination = { _ in work.cancel() }
         return events
     }
 
-    private func reply(
-        to request: ChatRequest, yield: (ChatEvent) -> Void
-    ) async throws {
+    private func reply(to request: ChatRequest, yield: (ChatEvent) -> Void) async throws {
         var server = ServerSentEvents(), reader = ReplyReader(), refusal = Data()
         for try await part in HTTPStream.open(try await post(request)) {
             guard part.status == 200 else {
@@ -60,6 +57,7 @@ public struct Qwen3: Sendable {
         request.model = request.model ?? ready.models.first
         var post = URLRequest(url: ready.url.appendingPathComponent("v1/chat/completions"))
         post.httpMethod = "POST"
+        post.timeoutInterval = 600  // without a byte: a long prompt is read before the first
         post.setValue("application/json", forHTTPHeaderField: "Content-Type")
         post.setValue("Bearer \(ready.key)", forHTTPHeaderField: "Authorization")
         post.httpBody = try JSONEncoder().encode(request)

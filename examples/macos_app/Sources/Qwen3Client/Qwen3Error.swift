@@ -6,7 +6,7 @@ public enum Qwen3Error: Error, Equatable, Sendable {
     case notLaunched(String)
     /// It ended. status: its exit status, or minus the signal that killed it. log: its last words.
     case exited(status: Int32, log: String)
-    /// It said nothing for so long. A first download takes longer: see `Launch.readyTimeout`.
+    /// It was not ready within `Launch.readyTimeout`.
     case notReady(after: Duration)
     /// Its first line was no ready line.
     case badReadyLine(String)
