@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -242,7 +242,7 @@ class LLM:
 
     async def astream(
         self, prompt: Prompt, *, progress: Progress | None = None, **options: Any
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """`stream` for asyncio. Cancelling the task, or closing the iterator, stops the work.
 
         All steps run on one thread of this model's own, where progress is called too; several
