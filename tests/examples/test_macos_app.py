@@ -61,7 +61,6 @@ def ready_line() -> dict[str, Any]:
 
 @needs_demo
 def test_the_ready_line_is_what_the_swift_client_decodes() -> None:
-    pytest.importorskip("mlx_qwen3.cli.serve")
     source = (APP / "Sources" / "Qwen3Client" / "ReadyLine.swift").read_text()
     fields = dict(re.findall(r"^    public let (\w+): (.+)$", source, re.MULTILINE))
     types = {"URL": str, "String": str, "Int32": int, "[String]": list}
