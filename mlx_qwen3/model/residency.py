@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import mlx.core as mx
 
@@ -17,6 +17,7 @@ from mlx_qwen3.device import MARGIN, Device
 from mlx_qwen3.errors import DeviceError, OptionError
 from mlx_qwen3.model.checkpoint import Checkpoint, TensorInfo
 from mlx_qwen3.model.config import ModelConfig
+from mlx_qwen3.sizes import parse_size
 
 ExpertMode = Literal["resident", "streamed"]
 
@@ -39,6 +40,13 @@ class Residency:
     experts: ExpertMode | None = None
     memory_budget: int | None = None
     slots: int | None = None
+
+    @classmethod
+    def of(cls, experts: str | None, memory_budget: str | int | None) -> Residency:
+        """From what a user says: a budget may be a size such as "6GB". Raises OptionError."""
+        if isinstance(memory_budget, str):
+            memory_budget = parse_size(memory_budget)
+        return cls(cast("ExpertMode | None", experts), memory_budget)
 
     def __post_init__(self) -> None:
         if self.experts is not None and self.experts not in get_args(ExpertMode):
@@ -120,6 +128,11 @@ def plan_experts(
     return _within(_room(wanted, device), wanted, sizes, config)
 
 
+def spare_bytes(wanted: Residency, device: Device) -> int:
+    """Of a budget, what caches may take that no reply is using: half of what weights leave."""
+    return int(_budget(wanted, device) * _WORKING_SHARE / 2)
+
+
 def _budget(wanted: Residency, device: Device) -> int:
     return wanted.memory_budget or int(device.memory_limit * (1 - MARGIN))
 
@@ -150,13 +163,18 @@ def _within(room: int, wanted: Residency, sizes: WeightSizes, config: ModelConfi
 
 
 def _too_small(room: int, needed: int, streams: bool) -> str:
-    budget = math.ceil(needed / (1 - _WORKING_SHARE) / 1e8) / 10
     how = "with streamed experts" if streams else "with all weights in memory"
     return (
-        f"the memory budget leaves {room / 1e9:.1f} GB for weights, which take "
-        f"{needed / 1e9:.1f} GB {how}; allow {budget:.1f} GB (memory_budget, --memory-budget), or "
-        "use fewer bits or a smaller model"
+        f"the memory budget leaves {_text(room)} for weights, which take {_text(needed)} {how}; "
+        f"allow {_text(needed / (1 - _WORKING_SHARE))} (memory_budget, --memory-budget), or use "
+        "fewer bits or a smaller model"
     )
+
+
+def _text(nbytes: float) -> str:
+    """Rounded up, so that it is enough."""
+    unit, name = (1e9, "GB") if nbytes >= 1e9 else (1e6, "MB")
+    return f"{math.ceil(nbytes / unit * 10) / 10:.1f} {name}"
 
 
 def fewest_slots(config: ModelConfig) -> int:
