@@ -184,7 +184,8 @@ def _run(runner: Runner, length: Length, prompt: Sequence[int]) -> LengthRun:
     behind, now = traffic[0], runner.expert_traffic()
     read = None if behind is None or now is None else now - behind
     first, decode = times[0] - start, times[-1] - times[0]
-    return LengthRun(length, first, decode, *peaks, traffic=read)
+    prefill_peak, decode_peak = peaks
+    return LengthRun(length, first, decode, prefill_peak, decode_peak, read)
 
 
 def _single_steps(runner: Runner, prompt: Sequence[int], *, seconds: float) -> tuple[StepRun, ...]:
