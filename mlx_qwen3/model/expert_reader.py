@@ -105,8 +105,9 @@ def lots(reads: Sequence[Read], most: int = _MOST_READERS + 1) -> list[list[Read
     parts: list[list[Read]] = [[]]
     size = 0
     for read in reads:
-        if size >= share * len(parts):
+        if size >= share:
             parts.append([])
+            size = 0
         parts[-1].append(read)
         size += read.piece.nbytes
     return parts
