@@ -21,7 +21,7 @@ from mlx_qwen3.sizes import parse_size
 
 ExpertMode = Literal["resident", "streamed"]
 
-# Of a budget, what is left to keys and values, activations and the interpreter itself.
+# Of a budget, what weights leave to everything else.
 _WORKING_SHARE = 0.1
 _FLOATS = ("BF16", "F16", "F32")
 _EXPERTS = (".mlp.experts.", ".mlp.switch_mlp.")
@@ -105,9 +105,13 @@ def plan_experts(
     checkpoint: Checkpoint,
     dtype: mx.Dtype,
     device: Device,
+    *,
+    working: int | None = None,
 ) -> ExpertPlan | None:
     """How experts are held; None: all in memory, as those of a dense model's layers are.
 
+    working: bytes of the budget for keys and values, activations and the interpreter itself;
+    None: a tenth of it.
     Raises DeviceError when the budget is too small for the model, however it is held, and
     OptionError when experts of a dense model are to be streamed.
     """
@@ -119,13 +123,15 @@ def plan_experts(
     sizes = WeightSizes.of(checkpoint, config, dtype)
     if wanted.slots is not None:
         return _uniform(wanted.slots, sizes, config)
+    budget = _budget(wanted, device)
+    room = budget - (int(budget * _WORKING_SHARE) if working is None else working)
     if wanted.memory_budget is None and wanted.experts != "streamed":
         fits = device.fits(sizes.total).fits != "no"
     else:
-        fits = sizes.total <= _room(wanted, device)
+        fits = sizes.total <= room
     if fits or (wanted.experts == "resident" and wanted.memory_budget is None):
         return None
-    return _within(_room(wanted, device), wanted, sizes, config)
+    return _within(room, wanted, sizes, config)
 
 
 def spare_bytes(wanted: Residency, device: Device) -> int:
@@ -135,11 +141,6 @@ def spare_bytes(wanted: Residency, device: Device) -> int:
 
 def _budget(wanted: Residency, device: Device) -> int:
     return wanted.memory_budget or int(device.memory_limit * (1 - MARGIN))
-
-
-def _room(wanted: Residency, device: Device) -> int:
-    """Bytes for weights."""
-    return int(_budget(wanted, device) * (1 - _WORKING_SHARE))
 
 
 def _within(room: int, wanted: Residency, sizes: WeightSizes, config: ModelConfig) -> ExpertPlan:
