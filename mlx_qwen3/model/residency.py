@@ -123,37 +123,71 @@ def plan_experts(
     sizes = WeightSizes.of(checkpoint, config, dtype)
     if wanted.slots is not None:
         return _uniform(wanted.slots, sizes, config)
-    budget = _budget(wanted, device)
-    room = budget - (int(budget * _WORKING_SHARE) if working is None else working)
-    if wanted.memory_budget is None and wanted.experts != "streamed":
-        fits = device.fits(sizes.total).fits != "no"
-    else:
-        fits = sizes.total <= room
-    if fits or (wanted.experts == "resident" and wanted.memory_budget is None):
+    budget = _Budget.of(wanted, device, working)
+    if _all_fit(sizes, wanted, budget, device):
         return None
-    return _within(room, wanted, sizes, config)
+    _refuse_too_small(sizes, wanted, budget, config)
+    return _within(budget.weights, sizes)
 
 
 def spare_bytes(wanted: Residency, device: Device) -> int:
     """Of a budget, what caches may take that no reply is using: half of what weights leave."""
-    return int(_budget(wanted, device) * _WORKING_SHARE / 2)
+    return int(_Budget.of(wanted, device).total * _WORKING_SHARE / 2)
 
 
-def _budget(wanted: Residency, device: Device) -> int:
-    return wanted.memory_budget or int(device.memory_limit * (1 - MARGIN))
+@dataclass(frozen=True)
+class _Budget:
+    """Bytes. working: what weights leave to everything else; None: their usual share."""
+
+    total: int
+    working: int | None = None
+
+    @classmethod
+    def of(cls, wanted: Residency, device: Device, working: int | None = None) -> _Budget:
+        """What is wanted, or what the device can spare."""
+        return cls(wanted.memory_budget or int(device.memory_limit * (1 - MARGIN)), working)
+
+    @property
+    def weights(self) -> int:
+        """What they may take."""
+        share = int(self.total * (1 - _WORKING_SHARE))
+        return share if self.working is None else self.total - self.working
+
+    def total_for(self, weights: int) -> float:
+        """A budget that these fit."""
+        share = weights / (1 - _WORKING_SHARE)
+        return share if self.working is None else weights + self.working
 
 
-def _within(room: int, wanted: Residency, sizes: WeightSizes, config: ModelConfig) -> ExpertPlan:
+def _all_fit(sizes: WeightSizes, wanted: Residency, budget: _Budget, device: Device) -> bool:
+    """Whether all weights are to be in memory. Without a budget that may be asked for, too."""
+    if wanted.memory_budget is not None or wanted.experts == "streamed":
+        return sizes.total <= budget.weights
+    return wanted.experts == "resident" or device.fits(sizes.total).fits != "no"
+
+
+def _refuse_too_small(
+    sizes: WeightSizes, wanted: Residency, budget: _Budget, config: ModelConfig
+) -> None:
+    streams = wanted.experts != "resident" and bool(sizes.experts)
+    least = sizes.one_of_each * min(fewest_slots(config), sizes.count)
+    needed = sizes.others + least if streams else sizes.total
+    if needed <= budget.weights:
+        return
+    how = "with streamed experts" if streams else "with all weights in memory"
+    raise DeviceError(
+        f"the memory budget leaves {_text(budget.weights)} for weights, which take "
+        f"{_text(needed)} {how}; allow {_text(budget.total_for(needed))} (memory_budget, "
+        "--memory-budget), or use fewer bits or a smaller model"
+    )
+
+
+def _within(room: int, sizes: WeightSizes) -> ExpertPlan:
     """As many slots as there is room for, the same number in every layer but for a rest.
 
     Every layer is used once a token: one with fewer slots than the others would lose more than
     these gain.
     """
-    least = min(fewest_slots(config), sizes.count)
-    streams = wanted.experts != "resident" and bool(sizes.experts)
-    needed = sizes.others + sizes.one_of_each * least if streams else sizes.total
-    if room < needed:
-        raise DeviceError(_too_small(room, needed, streams))
     slots, rest = divmod(room - sizes.others, sizes.one_of_each)
     plan = {}
     for name, size in sizes.experts.items():
@@ -161,15 +195,6 @@ def _within(room: int, wanted: Residency, sizes: WeightSizes, config: ModelConfi
         rest -= size * extra
         plan[name] = min(slots + extra, sizes.count)
     return ExpertPlan(plan)
-
-
-def _too_small(room: int, needed: int, streams: bool) -> str:
-    how = "with streamed experts" if streams else "with all weights in memory"
-    return (
-        f"the memory budget leaves {_text(room)} for weights, which take {_text(needed)} {how}; "
-        f"allow {_text(needed / (1 - _WORKING_SHARE))} (memory_budget, --memory-budget), or use "
-        "fewer bits or a smaller model"
-    )
 
 
 def _text(nbytes: float) -> str:

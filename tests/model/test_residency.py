@@ -141,6 +141,19 @@ def test_the_budget_it_names_is_enough() -> None:
     assert min(found) == 8
 
 
+def test_what_the_work_takes_may_be_said() -> None:
+    config, checkpoint = release("30b-a3b")
+    wanted, device = Residency(memory_budget=8 * GB), mac(64 * GB)
+    found = [
+        plan_experts(wanted, config, checkpoint, mx.bfloat16, device, working=working)
+        for working in (None, 8 * GB // 10, 2 * GB)
+    ]
+    assert found[0] == found[1]
+    assert max(slots(found[2])) < min(slots(found[0]))
+    with pytest.raises(DeviceError, match=r"allow 8.9 GB"):
+        plan_experts(wanted, config, checkpoint, mx.bfloat16, device, working=7 * GB)
+
+
 def test_dense_models_have_none_to_stream() -> None:
     assert planned("0.6b", 64 * GB) is None
     assert planned("8b", 64 * GB, memory_budget=6 * GB) is None
