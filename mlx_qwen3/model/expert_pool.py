@@ -3,8 +3,9 @@
     SlotTable    which expert lies in which slot, and which one goes when another comes
     LayerPool    the slots themselves: arrays that MLX multiplies with and files are read into
 
-The least recently used expert goes. On routes of the demo model that serves a share of lookups
-within a few per cent of what counting uses would, and it forgets a prompt's experts by itself.
+The least recently used expert goes. On routes of the demo model counts of uses that fade serve
+two per cent more of the lookups, with a rate of fading that would have to be right for every model;
+one order over all layers serves up to seven per cent fewer (tests/bench/streamed_experts.py).
 """
 
 from __future__ import annotations

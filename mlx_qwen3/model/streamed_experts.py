@@ -21,6 +21,7 @@ from mlx_qwen3.model.activations import Activation
 from mlx_qwen3.model.expert_pool import LayerPool
 from mlx_qwen3.model.experts import ExpertTraffic, ResidentExperts, weighted_sum
 
+_CLEAR_FROM = 1024  # (token, expert) pairs
 _NOWHERE = np.uint32(0xFFFFFFFF)
 
 
@@ -106,7 +107,8 @@ class StreamedExperts(Module):
         back = mx.array(np.argsort(np.concatenate(places)))
         y = mx.concatenate(parts)[back].reshape(*chosen.shape, 1, -1)
         self._turns.land(y)
-        mx.clear_cache()  # waves differ in size, and leave buffers of every size behind
+        if flat.size >= _CLEAR_FROM:
+            mx.clear_cache()  # waves differ in size, and leave buffers of every size behind
         return y
 
 

@@ -20,6 +20,7 @@ import pytest
 from mlx_qwen3.demo import demo_folder
 from mlx_qwen3.errors import DeviceError, WeightsError
 from mlx_qwen3.llm import LLM
+from mlx_qwen3.model import expert_reader
 from mlx_qwen3.model.batch import BatchedCache
 from mlx_qwen3.model.cache import Cache
 from mlx_qwen3.model.experts import ExpertTraffic
@@ -275,6 +276,28 @@ def test_a_config_of_another_model(change: dict[str, Any], message: str, own: Pa
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=message):
         load_model(own, residency=Residency(slots=5))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_read_leaves_no_expert_half_there(
+    error: type[BaseException], folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = spoken(load_model(folder("mlx")))
+    model = streamed(folder("mlx"), 6)
+    fill, left = expert_reader.fill, [20]
+
+    def interrupted(descriptor: int, read: expert_reader.Read) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            read.into[:] = 7  # half written
+            raise error
+        fill(descriptor, read)
+
+    monkeypatch.setattr(expert_reader, "fill", interrupted)
+    with pytest.raises((KeyboardInterrupt, WeightsError)):
+        spoken(model)
+    assert left == [0]
+    assert np.array_equal(spoken(model), expected)
 
 
 # --- several at once
