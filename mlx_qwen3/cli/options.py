@@ -110,6 +110,11 @@ DEMO_NOTE = (
     "for a real one: --model 0.6b (mlx-qwen3 models lists them)"
 )
 
+STREAMED_NOTE = (
+    "this model is larger than what memory can spare: its experts are read from disk as they are "
+    "needed (--memory-budget SIZE sets how much is used)"
+)
+
 
 def reply_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """What LLM.stream takes out of a command's values (`context.params`), as far as given."""
@@ -166,6 +171,8 @@ def open_model(
     llm = LLM.from_folder(
         folder, dtype=dtype, prefix_cache=prefix_cache, experts=experts, memory_budget=budget
     )
+    if llm.model.expert_traffic is not None and experts is None and memory_budget is None:
+        note(STREAMED_NOTE)
     if draft_folder is not None:
         llm.draft = LLM.from_folder(draft_folder, dtype=dtype)
     return llm
