@@ -45,7 +45,7 @@ def asked(service: Service, settings: ServerSettings) -> Iterator[Callable[[], h
     """A function that asks a server of this service for its health, with the key."""
     app = create_app(service, settings)
     with (
-        serving(app, lifespan="on") as address,
+        serving(app) as address,
         httpx.Client(headers={"x-api-key": settings.api_key or ""}, trust_env=False) as client,
     ):
         yield lambda: client.get(f"{address}health")
