@@ -99,7 +99,7 @@ def test_idle_models_go_and_come_back() -> None:
                 await asyncio.sleep(0.6)  # held, if not used
                 assert "85" in await ask(model, "What is 27 + 58?")
             await until(lambda: states(service) == {"demo": "unloaded"})
-            assert service.statistics().kv_budget == 0
+            await until(lambda: service.statistics().kv_budget == 0)
             assert "42" in await ask_by_name(service, None, "What is 40 + 2?")
 
     asyncio.run(run())
