@@ -13,13 +13,15 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
+from mlx_qwen3.device import Device
 from mlx_qwen3.engine.prefix_store import PrefixStore
 from mlx_qwen3.engine.settings import PrefixCache
 from mlx_qwen3.errors import CheckpointError, ContextOverflowError, OptionError, TokenizerError
@@ -34,6 +36,7 @@ from mlx_qwen3.generation.sampling import SamplingParams
 from mlx_qwen3.generation.speculator import Speculator, refuse_other_vocabulary
 from mlx_qwen3.hub import resolve
 from mlx_qwen3.model.config import token_ids
+from mlx_qwen3.model.residency import Residency, spare_bytes
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.model.weights import load_model
 from mlx_qwen3.text.template import CallForm, Mode, thinking_state
@@ -60,6 +63,8 @@ def load(
     revision: str | None = None,
     prefix_cache: bool | PrefixCache = True,
     draft: str | Path | None = None,
+    experts: str | None = None,
+    memory_budget: str | int | None = None,
 ) -> LLM:
     """Load a model by short name ("0.6b", "demo"), repo id or folder; download it if need be.
 
@@ -67,11 +72,20 @@ def load(
     prefix_cache: whether prompts read once are kept, in memory and (from 1,024 tokens on) on
     disk, so that what begins alike is not read again; a PrefixCache sets how much and where.
     draft: a smaller model of the same vocabulary, whose guesses the model verifies.
+    experts: "resident", or "streamed" from disk as far as they do not fit the budget; None:
+    streamed where the model does not fit otherwise. memory_budget: bytes, or a size such as
+    "6GB", for weights, context and work together; None: what this device can spare.
     Raises ModelNotFoundError, CheckpointError (ConfigError, WeightsError, TokenizerError),
-    OptionError for a draft of another vocabulary.
+    OptionError for a draft of another vocabulary, DeviceError for a budget that is too small.
     """
     folder = resolve(model, revision=revision)
-    llm = LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
+    llm = LLM.from_folder(
+        folder,
+        dtype=dtype,
+        prefix_cache=prefix_cache,
+        experts=experts,
+        memory_budget=memory_budget,
+    )
     if draft is not None:
         llm.draft = LLM.from_folder(resolve(draft), dtype=dtype)
     return llm
@@ -112,18 +126,24 @@ class LLM:
         *,
         dtype: str | None = None,
         prefix_cache: bool | PrefixCache = False,
+        experts: str | None = None,
+        memory_budget: str | int | None = None,
     ) -> LLM:
         """Load a model folder in Hugging Face or MLX layout. Arguments and errors are `load`'s.
 
         Here nothing is kept between replies unless prefix_cache says so.
         """
         start = time.perf_counter()
+        residency = Residency.of(experts, memory_budget)
         with ThreadPoolExecutor(1) as pool:  # meanwhile: weights are mostly waited for
             text = pool.submit(_load_text, Path(folder))
-            model = load_model(folder, dtype=dtype)
+            model = load_model(folder, dtype=dtype, residency=residency)
             tokenizer = text.result()
         config = _read_generation_config(Path(folder))
         settings = PrefixCache() if prefix_cache is True else prefix_cache
+        budgeted = memory_budget is not None or model.expert_traffic is not None
+        if settings and budgeted and settings.memory_bytes is None:
+            settings = replace(settings, memory_bytes=spare_bytes(residency, Device.current()))
         store = PrefixStore.for_model(model, Path(folder), settings) if settings else None
         seconds = time.perf_counter() - start
         return cls(model, tokenizer, config, load_seconds=seconds, prefix_store=store)
@@ -242,7 +262,7 @@ class LLM:
 
     async def astream(
         self, prompt: Prompt, *, progress: Progress | None = None, **options: Any
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """`stream` for asyncio. Cancelling the task, or closing the iterator, stops the work.
 
         All steps run on one thread of this model's own, where progress is called too; several

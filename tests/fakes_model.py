@@ -65,6 +65,7 @@ class FakeModel:
     """
 
     dtype = mx.float32
+    expert_traffic = None
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ import numpy as np
 from mlx_qwen3.bench.roofline import Weights, describe_weights
 from mlx_qwen3.bench.runner import Runner
 from mlx_qwen3.model.config import ModelConfig
+from mlx_qwen3.model.experts import ExpertTraffic
 
 Progress = Callable[[int, int], None]
 
@@ -46,13 +47,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class LengthRun:
-    """Seconds to the first token and of all further ones; most bytes in use in either part."""
+    """Seconds to the first token and of all further ones; most bytes in use in either part.
+
+    traffic: of streamed experts behind the first token, where they are streamed.
+    """
 
     length: Length
     first_token: float
     decode: float
     prefill_peak: int
     decode_peak: int
+    traffic: ExpertTraffic | None = None
 
 
 @dataclass(frozen=True)
@@ -168,14 +173,19 @@ def _run(runner: Runner, length: Length, prompt: Sequence[int]) -> LengthRun:
     mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
-    times, peaks = [], []
+    times, peaks, traffic = [], [], []
     for _ in runner.generate(prompt, length.tokens + 1):
         times.append(time.perf_counter())
         if len(times) == 1:
+            traffic.append(runner.expert_traffic())
             peaks.append(mx.get_peak_memory())
             mx.reset_peak_memory()
     peaks.append(mx.get_peak_memory())
-    return LengthRun(length, times[0] - start, times[-1] - times[0], *peaks)
+    behind, now = traffic[0], runner.expert_traffic()
+    read = None if behind is None or now is None else now - behind
+    first, decode = times[0] - start, times[-1] - times[0]
+    prefill_peak, decode_peak = peaks
+    return LengthRun(length, first, decode, prefill_peak, decode_peak, read)
 
 
 def _single_steps(runner: Runner, prompt: Sequence[int], *, seconds: float) -> tuple[StepRun, ...]:

@@ -25,6 +25,7 @@ from mlx_qwen3.bench.measure import (
 from mlx_qwen3.bench.roofline import Bandwidth, Weights, measure_bandwidth
 from mlx_qwen3.bench.runner import Runner
 from mlx_qwen3.bench.stats import Spread
+from mlx_qwen3.model.experts import ExpertTraffic
 
 Values = Mapping[str, tuple[float, ...]]
 
@@ -48,7 +49,8 @@ class LengthReport:
     """One prompt length. asked: what the others got, where a slow runner got less.
 
     prefill_peak, decode_peak: most bytes in use in either part. kv_bytes: keys and values at the
-    end. read: bytes of weights, keys and values that a step in the middle reads.
+    end. read: bytes of weights, keys and values that a step in the middle reads. traffic: of
+    streamed experts behind the first tokens of all rounds.
     """
 
     length: Length
@@ -58,10 +60,23 @@ class LengthReport:
     decode_peak: int
     kv_bytes: int
     read: int
+    traffic: ExpertTraffic | None = None
 
     @property
     def reduced(self) -> bool:
         return self.length != self.asked
+
+    @property
+    def disk_bytes_per_token(self) -> float | None:
+        """Of experts that were not in memory, on the average of all rounds."""
+        if self.traffic is None:
+            return None
+        return self.traffic.bytes_read / (self.length.tokens * self.rounds)
+
+    @property
+    def rounds(self) -> int:
+        """How often it was measured."""
+        return len(self.values["decode_tokens_per_second"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,12 @@ def _length(turns: Turns, index: int, asked: Length) -> LengthReport:
         decode_peak=max(run.decode_peak for run in runs),
         kv_bytes=kv_bytes,
         read=turns.cold.weights.read + int(kv_bytes * middle),
+        traffic=_sum([run.traffic for run in runs if run.traffic is not None]),
     )
+
+
+def _sum(traffic: Sequence[ExpertTraffic]) -> ExpertTraffic | None:
+    return sum(traffic, ExpertTraffic()) if traffic else None
 
 
 def ratios(values: Values, others: Values) -> dict[str, Spread]:
@@ -182,6 +202,8 @@ def _length_dict(side: SideReport, one: LengthReport, share: float) -> dict[str,
         "decode_peak_to_weights_and_kv": one.decode_peak / (side.weights.nbytes + one.kv_bytes),
         "read_per_token_bytes": one.read,
         "bandwidth_share": share,
+        "expert_hit_rate": None if one.traffic is None else one.traffic.hit_rate,
+        "expert_bytes_read_per_token": one.disk_bytes_per_token,
     }
 
 

@@ -84,5 +84,5 @@ def _read(parts: list[str], tensor: mx.array, config: ModelConfig) -> int:
     if "embed_tokens" in parts and not config.tie_word_embeddings:
         return tensor.nbytes // tensor.shape[0]
     if _EXPERTS & set(parts):
-        return tensor.nbytes * config.num_experts_per_tok // config.num_experts
+        return tensor.nbytes * config.num_experts_per_tok // tensor.shape[0]  # those in memory
     return tensor.nbytes

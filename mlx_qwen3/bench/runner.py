@@ -21,7 +21,9 @@ from mlx_qwen3.generation.sampling import Sampler, SamplingParams
 from mlx_qwen3.model.cache import Cache
 from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.config import ModelConfig
+from mlx_qwen3.model.experts import ExpertTraffic
 from mlx_qwen3.model.policy import ComputePolicy
+from mlx_qwen3.model.residency import Residency
 from mlx_qwen3.model.step import CompiledStep, DecodeStep, PlainStep
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.model.weights import CheckpointSource, load_model
@@ -67,6 +69,10 @@ class Runner(Protocol):
         """Bytes of keys and values that attending to that many tokens reads."""
         ...
 
+    def expert_traffic(self) -> ExpertTraffic | None:
+        """What was read of streamed experts so far; None where all weights are in memory."""
+        ...
+
     def kernels(self) -> Kernels | None:
         """Launches per step, as a GPU would run it; needs no loaded model. None: not countable."""
         ...
@@ -82,7 +88,7 @@ class OwnRunner:
     """This package. step: a form of the decode step, of STEPS; None: what the policy wants.
 
     A policy that wants a compiled step gets it from the first token on: what is measured is a
-    program that has been running.
+    program that has been running. residency: as load_model takes it.
     """
 
     slow = False
@@ -93,15 +99,17 @@ class OwnRunner:
         *,
         dtype: str | None = None,
         step: str | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self.name = OWN if step is None else f"{step} step"
         self._folder = folder
         self._dtype = dtype
         self._step = step
+        self._residency = residency
         self._model: Transformer | None = None
 
     def load(self) -> None:
-        self._model = model = load_model(self._folder, dtype=self._dtype)
+        self._model = model = load_model(self._folder, dtype=self._dtype, residency=self._residency)
         compiled = isinstance(model.step, CompiledStep)
         model.step = STEPS[self._step or ("compiled" if compiled else "plain")](model)
 
@@ -129,6 +137,9 @@ class OwnRunner:
             layer.nbytes // layer.capacity * min(tokens, layer.max_size or tokens)
             for layer in cache.layers
         )
+
+    def expert_traffic(self) -> ExpertTraffic | None:
+        return self._loaded.expert_traffic
 
     def kernels(self) -> Kernels | None:
         if self._step == "compiled":

@@ -31,6 +31,9 @@ QUANTIZED = (2, 3, 4, 5, 6, 8)
 FLOATS = {16: ("BF16", "bfloat16"), 32: ("F32", "float32")}
 BITS = (*QUANTIZED, *FLOATS)
 _DRAWN = 1 << 20  # values drawn for a matrix; larger ones repeat them
+# Spread of an embedding's values: in smaller ones what layers add, which is about the same for all
+# tokens of random weights, would drown the token, and all be routed alike.
+_EMBEDDED = 16.0
 _BYTES = {"U32": 4, "F32": 4, "BF16": 2}
 
 
@@ -184,15 +187,21 @@ def _write_safetensors(file: Path, tensors: list[Stored], bits: int) -> None:
         offset = end
     raw = json.dumps(header).encode()
     generator = np.random.default_rng(0)
+    untied = any(tensor.name.startswith("lm_head.") for tensor in tensors)
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(raw)) + raw)
         for tensor in tensors:
             for _ in range(tensor.shape[0] if len(tensor.shape) == 3 else 1):
-                stream.write(_values(tensor, bits, generator).tobytes())
+                # A tied embedding is a projection too, of unit gain.
+                embeds = untied and "embed_tokens" in tensor.name
+                stream.write(_values(tensor, bits, generator, embeds=embeds).tobytes())
 
 
-def _values(tensor: Stored, bits: int, generator: np.random.Generator) -> Array:
-    """The values of a tensor, or of one of its experts: projections of about unit gain."""
+def _values(tensor: Stored, bits: int, generator: np.random.Generator, *, embeds: bool) -> Array:
+    """The values of a tensor, or of one of its experts: projections of about unit gain.
+
+    embeds: rows of spread _EMBEDDED instead.
+    """
     shape = tensor.shape[-2:]
     if tensor.dtype == "U32":
         return generator.integers(0, 1 << 32, shape, dtype=np.uint32)
@@ -201,9 +210,12 @@ def _values(tensor: Stored, bits: int, generator: np.random.Generator) -> Array:
     if tensor.name.endswith(".weight"):
         count = min(int(np.prod(shape)), _DRAWN)
         normal = np.resize(generator.standard_normal(count, np.float32), shape)
-        return _as_stored(normal / np.float32(shape[-1] ** 0.5), tensor.dtype)
+        return _as_stored(
+            normal / np.float32(1 / _EMBEDDED if embeds else shape[-1] ** 0.5), tensor.dtype
+        )
     # Integers of 0..2^bits-1, uniform: their middle goes to 0, their spread to 1 / sqrt(in).
     scale = (12 / (shape[-1] * GROUP_SIZE)) ** 0.5 / 2**bits
+    scale *= _EMBEDDED * (shape[-1] * GROUP_SIZE) ** 0.5 if embeds else 1
     value = scale if tensor.name.endswith(".scales") else -scale * (2**bits - 1) / 2
     return _as_stored(np.full(shape, value, np.float32), tensor.dtype)
 

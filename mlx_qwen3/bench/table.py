@@ -96,10 +96,21 @@ def _length_rows(report: Report, index: int) -> Iterator[Row]:
     yield ["  read per token", *(size_text(one.read) for one in lengths), *blank]
     shares = [f"{report.bandwidth_share(side, index):.1%}" for side in sides]
     yield ["  of the memory's bandwidth", *shares, *blank]
+    if any(one.traffic is not None for one in lengths):
+        yield ["  experts found in memory", *map(_hit_rate, lengths), *blank]
+        yield ["  experts read per token", *map(_disk_bytes, lengths), *blank]
 
 
 def _length_text(one: LengthReport) -> str:
     return f"{one.length.prompt} read, {one.length.tokens} written" if one.reduced else ""
+
+
+def _hit_rate(one: LengthReport) -> str:
+    return "all" if one.traffic is None else f"{one.traffic.hit_rate:.1%}"
+
+
+def _disk_bytes(one: LengthReport) -> str:
+    return size_text(one.disk_bytes_per_token or 0)
 
 
 def _peak(side: SideReport, one: LengthReport, peak: int) -> str:

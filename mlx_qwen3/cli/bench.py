@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_qwen3.cli.options import Experts, MemoryBudget, size_in_bytes
+
 if TYPE_CHECKING:
     from mlx_qwen3.bench.measure import Length
     from mlx_qwen3.bench.report import Report
@@ -46,6 +48,8 @@ class Options:
     startup: bool
     tokenizer: str | None
     plot: str | None
+    experts: str | None
+    memory_budget: str | None
     as_json: bool
 
     def __post_init__(self) -> None:
@@ -68,10 +72,17 @@ class Options:
         yield not drawn, f"--plot {self.plot}: pictures are SVG; expected a name that ends in .svg"
         place = Path(self.plot or ".").parent
         yield not place.is_dir(), f"--plot {self.plot}: there is no folder {place}"
-        inside = self.steps or self.plot is not None or self.dtype is not None
+        budgeted = self.experts is not None or self.memory_budget is not None
+        inside = self.steps or self.plot is not None or self.dtype is not None or budgeted
         yield (
             self.startup and inside,
-            "--startup times whole processes; leave --steps, --plot and --dtype out",
+            "--startup times whole processes; leave --steps, --plot, --dtype, --experts and "
+            "--memory-budget out",
+        )
+        streams = self.experts == "streamed" or self.memory_budget is not None
+        yield (
+            self.steps and streams,
+            "--steps: streamed experts have no compiled step; leave it out",
         )
         copied = self.tokenizer is None or (self.startup and self.model is None)
         yield not copied, "--tokenizer goes with --startup and random weights; leave it out"
@@ -144,6 +155,8 @@ def bench(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.svg", help="Draw rates over prompt lengths.")
     ] = None,
+    experts: Experts = None,
+    memory_budget: MemoryBudget = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure speed, memory and kernel launches of a model.
@@ -197,12 +210,17 @@ def _runners(subject: Subject, options: Options) -> list[Runner]:
     """In the order of their turns; ratios are to the last."""
     from mlx_qwen3.bench.peer import MlxLmRunner
     from mlx_qwen3.bench.runner import STEPS, OwnRunner
+    from mlx_qwen3.model.residency import Residency
 
     # Random weights of 32 bits are there to be computed in 32 bits, as mlx-lm does.
     random_float32 = options.model is None and options.bits == 32
     dtype = options.dtype or ("float32" if random_float32 else None)
     forms = tuple(STEPS) if options.steps else (None,)
-    runners: list[Runner] = [OwnRunner(subject.folder, dtype=dtype, step=form) for form in forms]
+    budget = options.memory_budget and size_in_bytes(options.memory_budget, "--memory-budget")
+    residency = Residency.of(options.experts, budget)
+    runners: list[Runner] = [
+        OwnRunner(subject.folder, dtype=dtype, step=form, residency=residency) for form in forms
+    ]
     return [*runners, MlxLmRunner(subject.folder)] if options.vs else runners
 
 

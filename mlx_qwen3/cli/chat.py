@@ -47,6 +47,8 @@ def chat(
     prefix_cache_size: options.PrefixCacheSize = None,
     speculation: options.Speculation = None,
     draft: options.Draft = None,
+    experts: options.Experts = None,
+    memory_budget: options.MemoryBudget = None,
     mcp: options.Mcp = None,
     yes: options.Yes = False,
     max_steps: options.MaxSteps = None,
@@ -60,7 +62,9 @@ def chat(
 
     kept = options.prefix_cache(no_prefix_cache, prefix_cache_size)
     with leave_on_signals(), _servers(mcp) as servers:  # they start while the model loads
-        llm = options.open_model(model, dtype, kept)
+        llm = options.open_model(
+            model, dtype, kept, draft, experts=experts, memory_budget=memory_budget
+        )
         lines = lines_of(sys.stdin, list(COMMANDS))
         session = _open(llm, servers, context, lines)
         session.check()

@@ -55,6 +55,8 @@ def generate(
     prefix_cache_size: options.PrefixCacheSize = None,
     speculation: options.Speculation = None,
     draft: options.Draft = None,
+    experts: options.Experts = None,
+    memory_budget: options.MemoryBudget = None,
     dtype: options.Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -70,7 +72,9 @@ def generate(
     kept = options.prefix_cache(no_prefix_cache, prefix_cache_size)
     text = read_stdin() if prompt == "-" else prompt
     question = text if raw else _messages(text.removesuffix("\n"), system)
-    llm = options.open_model(model, dtype, kept, draft)
+    llm = options.open_model(
+        model, dtype, kept, draft, experts=experts, memory_budget=memory_budget
+    )
     (_print_json if as_json else _print_stream)(llm, question, arguments)
 
 

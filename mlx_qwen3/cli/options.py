@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +72,15 @@ Draft = Annotated[
     str | None, typer.Option(help="A smaller model of the same family to guess ahead with.")
 ]
 
+Experts = Annotated[
+    str | None,
+    typer.Option(help="resident or streamed (from disk, as far as they do not fit)."),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory for the model and its work, as in 6GB."),
+]
+
 # Parameters of a command that bear the names of LLM.stream's.
 _OF_A_REPLY = (
     "max_tokens",
@@ -102,13 +110,15 @@ DEMO_NOTE = (
     "for a real one: --model 0.6b (mlx-qwen3 models lists them)"
 )
 
+STREAMED_NOTE = (
+    "this model is larger than what memory can spare: its experts are read from disk as they are "
+    "needed (--memory-budget SIZE sets how much is used)"
+)
+
 
 def reply_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """What LLM.stream takes out of a command's values (`context.params`), as far as given."""
     return {name: values[name] for name in _OF_A_REPLY if values.get(name) is not None}
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 def prefix_cache(no_prefix_cache: bool, size: str | None) -> bool | PrefixCache:
@@ -124,11 +134,13 @@ def prefix_cache(no_prefix_cache: bool, size: str | None) -> bool | PrefixCache:
 
 def size_in_bytes(text: str, option: str) -> int:
     """ "8GB" or "8GiB" as bytes. Raises BadParameter for what is no size. option: who says it."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise typer.BadParameter(f"{option} {text}: expected a size such as 500MB, 8GB")
-    power = " KMGT".index(found[2].upper() or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    from mlx_qwen3.errors import OptionError
+    from mlx_qwen3.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except OptionError as exc:
+        raise typer.BadParameter(f"{option} {text}: expected a size such as 500MB, 8GB") from exc
 
 
 def open_model(
@@ -136,14 +148,19 @@ def open_model(
     dtype: str | None,
     prefix_cache: bool | PrefixCache = False,
     draft: str | None = None,
+    *,
+    experts: str | None = None,
+    memory_budget: str | None = None,
 ) -> LLM:
     """Load the model a command was given; the demo, with a word about it, when it was none.
 
-    draft: the model to speculate with. Downloads what is not here yet, with a bar on a
-    terminal. Raises as `mlx_qwen3.load` does.
+    draft: the model to speculate with. experts, memory_budget: as `load` takes them.
+    Downloads what is not here yet, with a bar on a terminal. Raises as `mlx_qwen3.load` does,
+    and BadParameter for a budget that is no size.
     """
     from mlx_qwen3.cli.terminal import note
 
+    budget = None if memory_budget is None else size_in_bytes(memory_budget, "--memory-budget")
     if model is None:
         note(DEMO_NOTE)
     name = "demo" if model is None else model
@@ -151,7 +168,11 @@ def open_model(
 
     from mlx_qwen3.llm import LLM
 
-    llm = LLM.from_folder(folder, dtype=dtype, prefix_cache=prefix_cache)
+    llm = LLM.from_folder(
+        folder, dtype=dtype, prefix_cache=prefix_cache, experts=experts, memory_budget=budget
+    )
+    if llm.model.expert_traffic is not None and experts is None and memory_budget is None:
+        note(STREAMED_NOTE)
     if draft_folder is not None:
         llm.draft = LLM.from_folder(draft_folder, dtype=dtype)
     return llm

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -125,11 +125,18 @@ def figures(completion: Completion) -> str:
         if completion.proposed_tokens
         else ""
     )
+    used = completion.experts
+    streamed = (
+        f"{used.hit_rate:.0%} of the experts in memory, {_memory(int(used.bytes_per_token))} "
+        "read a token · "
+        if used is not None
+        else ""
+    )
     ended = " · cut off: no tokens left" if completion.finish_reason == "length" else ""
     return (
         f"{usage.prompt_tokens} tokens read{kept} in {timing.prefill:.2f} s · "
         f"{usage.completion_tokens} written{thought} at {timing.tokens_per_second:.1f} tokens/s"
-        f"{guessed} · "
+        f"{guessed} · {streamed}"
         f"peak memory {_memory(completion.peak_memory_bytes)}{ended}"
     )
 
@@ -156,6 +163,7 @@ def as_json(completion: Completion) -> dict[str, Any]:
             "tokens_per_second": timing.tokens_per_second,
         },
         "peak_memory_bytes": completion.peak_memory_bytes,
+        **({} if completion.experts is None else {"experts": asdict(completion.experts)}),
     }
 
 

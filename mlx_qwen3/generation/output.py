@@ -65,6 +65,20 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class ExpertUse:
+    """What streamed experts took for one reply; other replies at the same time count with it.
+
+    hit_rate: share of the experts its tokens needed, those of the prompt apart, that were in
+    memory. bytes_per_token: read from files for each generated token. prompt_bytes: read for the
+    prompt.
+    """
+
+    hit_rate: float
+    bytes_per_token: float
+    prompt_bytes: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """A whole reply.
 
@@ -75,6 +89,7 @@ class Completion:
     was one); None for tool calls and for a reply cut short. warnings: one line each about what is
     not as it should be, such as a tool call that is in `text` because it could not be read.
     stop: the stop string that ended it, None for any other end.
+    experts: where they are streamed. It says how the reply was computed, not what it is.
     proposed_tokens, accepted_tokens: of speculation; how many were tried depends on the clock, so
     replies that differ in them alone are equal.
     """
@@ -93,6 +108,7 @@ class Completion:
     stop: str | None = None
     proposed_tokens: int = field(default=0, compare=False)
     accepted_tokens: int = field(default=0, compare=False)
+    experts: ExpertUse | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation.caches import CacheStore
 from mlx_qwen3.generation.constraints import Constraint
 from mlx_qwen3.generation.loop import Loop, Progress, Token, TokenLoop
-from mlx_qwen3.generation.output import Completion, Event, Output, Timing, Usage
+from mlx_qwen3.generation.output import Completion, Event, ExpertUse, Output, Timing, Usage
 from mlx_qwen3.generation.penalties import ThinkTags
 from mlx_qwen3.generation.request import Request
 from mlx_qwen3.generation.sampling import Sampler
 from mlx_qwen3.generation.speculator import Speculator
 from mlx_qwen3.generation.thinking import ThinkingMeter
 from mlx_qwen3.model.cache import Cache
+from mlx_qwen3.model.experts import ExpertTraffic
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.text.folder import one_line
 from mlx_qwen3.text.parser import THINK, THINK_END, StreamParser
@@ -95,6 +96,7 @@ class Reply:
             one_call=not request.answer.parallel_tool_calls,
         )
         self._started = self._first_token = 0.0
+        self._traffic: list[ExpertTraffic] = []  # before the prompt, and behind it
 
     @property
     def done(self) -> bool:
@@ -110,7 +112,17 @@ class Reply:
             self._cache = self._store.lease(self._request)
             self._cached_tokens = self._cache.offset
         self._loop = self._make_loop(self._cache)
+        self._note_traffic()
         self._loop.feed(self._request.prompt_ids[self._cached_tokens :], progress)
+        if self._note_traffic() and self._given_loop is None:
+            # Steps wait for their experts: the first token is there now.
+            self._first_token = time.perf_counter()
+
+    def _note_traffic(self) -> bool:
+        """Whether experts are streamed."""
+        traffic = self._model.expert_traffic
+        self._traffic += [] if traffic is None else [traffic]
+        return traffic is not None
 
     def _make_loop(self, cache: Cache) -> Loop:
         request, sampler, constraint = self._request, self._sampler, self._constraint
@@ -219,6 +231,15 @@ class Reply:
             output.warnings.append(f"the answer does not fit its schema: {one_line(exc)}")
             return None
 
+    def _experts(self) -> ExpertUse | None:
+        now = self._model.expert_traffic
+        if now is None:
+            return None
+        before, behind = self._traffic
+        decode, steps = now - behind, max(len(self._output.token_ids) - 1, 1)
+        prompt = behind - before
+        return ExpertUse(decode.hit_rate, decode.bytes_read / steps, prompt.bytes_read)
+
     def _completion(self) -> Completion:
         parsed = self._parsed()
         output, now = self._output, time.perf_counter()
@@ -251,6 +272,7 @@ class Reply:
             stop=output.stop,
             proposed_tokens=loop.proposed,
             accepted_tokens=loop.accepted,
+            experts=self._experts(),
         )
 
 

@@ -1,11 +1,14 @@
 """The mixture-of-experts layer: a router, and experts that are all in memory.
 
+Those that are not are in streamed_experts.py.
+
 The router follows the reference (transformers' Qwen3MoeTopKRouter): softmax over all experts in
 float32, the largest num_experts_per_tok, renormalised when norm_topk_prob is set.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -18,6 +21,34 @@ from mlx_qwen3.model.linear import AnyLinear, Quantization, nbytes
 # From this many (token, expert) pairs on, sorting by expert pays: MLX's gather kernels then
 # read each expert once for all its tokens.
 _SORT_FROM = 64
+
+
+@dataclass(frozen=True)
+class ExpertTraffic:
+    """What streamed experts took so far.
+
+    lookups: experts that the tokens of a step needed, each once per layer. misses: those of them
+    that were not in memory. bytes_read: from files.
+    """
+
+    lookups: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+
+    def __add__(self, other: ExpertTraffic) -> ExpertTraffic:
+        return ExpertTraffic(
+            self.lookups + other.lookups,
+            self.misses + other.misses,
+            self.bytes_read + other.bytes_read,
+        )
+
+    def __sub__(self, other: ExpertTraffic) -> ExpertTraffic:
+        return self + ExpertTraffic(-other.lookups, -other.misses, -other.bytes_read)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the lookups that were in memory, 0 to 1; 1 where there were none."""
+        return 1 - self.misses / self.lookups if self.lookups else 1.0
 
 
 class ExpertMatrices(Module):
@@ -91,18 +122,32 @@ class ResidentExperts(Module):
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """x: (T, hidden); experts, weights: (T, num_experts_per_tok) -> (T, hidden)."""
         y = (self._sorted if experts.size >= _SORT_FROM else self._unsorted)(x, experts)
-        return (weights[:, None] @ y.squeeze(-2)).squeeze(1)
+        return weighted_sum(y, weights)
+
+    def rows(self, x: mx.array, experts: mx.array) -> mx.array:
+        """Each row by one expert: x (P, hidden), experts (P,), sorted -> (P, 1, hidden)."""
+        rows = x[:, None]
+        gate, up = self._gate_up(
+            [matrices(rows, experts, ordered=True) for matrices in self.gate_up]
+        )
+        return self.down(self._activation(gate, up), experts, ordered=True)
+
+    @property
+    def traffic(self) -> ExpertTraffic | None:
+        """Nothing is read while the model runs."""
+        return None
+
+    def idle_bytes(self, top_k: int) -> int:
+        """See Experts."""
+        held = nbytes(self)
+        return held - held * top_k // self.down.weight.shape[0]
 
     def _sorted(self, x: mx.array, experts: mx.array) -> mx.array:
         """Group the pairs by expert, multiply, put them back: (T, top_k, 1, hidden)."""
         top_k = experts.shape[-1]
         flat = experts.flatten()
         order = mx.argsort(flat)
-        gathered = x[order // top_k][:, None]
-        gate, up = self._gate_up(
-            [matrices(gathered, flat[order], ordered=True) for matrices in self.gate_up]
-        )
-        y = self.down(self._activation(gate, up), flat[order], ordered=True)
+        y = self.rows(x[order // top_k], flat[order])
         return y[mx.argsort(order)].reshape(*experts.shape, *y.shape[1:])
 
     def _unsorted(self, x: mx.array, experts: mx.array) -> mx.array:
@@ -114,6 +159,11 @@ class ResidentExperts(Module):
 
     def _gate_up(self, outputs: list[mx.array]) -> list[mx.array]:
         return outputs if len(outputs) == 2 else list(mx.split(outputs[0], 2, axis=-1))
+
+
+def weighted_sum(y: mx.array, weights: mx.array) -> mx.array:
+    """Of each token: y (T, top_k, 1, hidden), weights (T, top_k) -> (T, hidden)."""
+    return (weights[:, None] @ y.squeeze(-2)).squeeze(1)
 
 
 @cache
@@ -133,6 +183,15 @@ class Experts(Protocol):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """x: (T, hidden); experts, weights: (T, num_experts_per_tok) -> (T, hidden)."""
+        ...
+
+    @property
+    def traffic(self) -> ExpertTraffic | None:
+        """What was read so far; None where all experts are in memory."""
+        ...
+
+    def idle_bytes(self, top_k: int) -> int:
+        """Bytes of weights in memory that a token with top_k experts does not read."""
         ...
 
 
@@ -156,8 +215,12 @@ class SparseMLP(Module):
 
     def idle_bytes(self) -> int:
         """Bytes of weights that one token does not read."""
-        held = nbytes(self.experts) if isinstance(self.experts, Module) else 0
-        return held - held * self._top_k // self.router.out_dims
+        return self.experts.idle_bytes(self._top_k)
+
+    @property
+    def traffic(self) -> ExpertTraffic | None:
+        """See Experts."""
+        return self.experts.traffic
 
     def _route(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """(B, L, hidden) -> the chosen experts of each token and their weights: (T, top_k) both.

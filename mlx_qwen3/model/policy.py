@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_qwen3.device import Backend, Device
-from mlx_qwen3.errors import OptionError
+from mlx_qwen3.errors import DeviceError, OptionError
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
@@ -61,6 +61,29 @@ class ComputePolicy:
             compiled=not on_cpu,
             compile_step_below=_CPU_HOST_BOUND if compiles else 0,
         )
+
+    def compiles_step(self, layer_bytes: float, *, streamed: bool) -> bool:
+        """Whether a model that reads so many bytes per layer and token decodes in a compiled step.
+
+        streamed: its experts are, which takes a wait for the router in each layer.
+        """
+        return not streamed and layer_bytes <= self.compile_step_below
+
+    def refuse_experts(self, dtype: mx.Dtype, *, scaled: bool) -> None:
+        """Raise DeviceError for experts that MLX cannot multiply here, as it says only later.
+
+        dtype: of their weight. scaled: whether they have a global_scale.
+        """
+        if self.backend == "cpu" and scaled:
+            raise DeviceError(
+                "experts with a global_scale (nvfp4) do not run on MLX's CPU backend; "
+                "use another quantization"
+            )
+        if self.backend == "cpu" and dtype in (mx.bfloat16, mx.float16):
+            raise DeviceError(
+                "unquantized experts run on MLX's CPU backend in float32 only; "
+                "leave dtype out, or set it to float32"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mlx.nn.layers.base import Module
 
 from mlx_qwen3.model.cache import Cache, LayerCache, Mask, kv_group_size, make_layer_cache
 from mlx_qwen3.model.config import ModelConfig
-from mlx_qwen3.model.experts import Experts, SparseMLP
+from mlx_qwen3.model.experts import Experts, ExpertTraffic, SparseMLP
 from mlx_qwen3.model.linear import AnyLinear, ParallelLinear, nbytes
 from mlx_qwen3.model.operations import Operations, RMSNorm
 from mlx_qwen3.model.rope import Rope, Rotation
@@ -122,6 +122,13 @@ class Transformer(Module):
         if kv_bits is not None:  # and a scale and a bias for each group
             bits = kv_bits + 2 * bits / kv_group_size(config.head_dim)
         return int(width * bits / 8)
+
+    @property
+    def expert_traffic(self) -> ExpertTraffic | None:
+        """What was read of streamed experts so far; None where all weights are in memory."""
+        mlps = (layer.mlp for layer in self.layers)
+        parts = [mlp.traffic for mlp in mlps if isinstance(mlp, SparseMLP) and mlp.traffic]
+        return sum(parts, ExpertTraffic()) if parts else None
 
     def make_cache(
         self,

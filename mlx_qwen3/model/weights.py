@@ -12,49 +12,54 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from mlx_qwen3.device import Device
-from mlx_qwen3.errors import ConfigError, DeviceError, WeightsError
+from mlx_qwen3.errors import ConfigError, WeightsError
 from mlx_qwen3.model.activations import gated
 from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.config import ModelConfig, read_config
-from mlx_qwen3.model.experts import ExpertMatrices, ResidentExperts
+from mlx_qwen3.model.experts import ExpertMatrices, Experts, ResidentExperts
+from mlx_qwen3.model.inventory import SCALED_MODES, Inventory
 from mlx_qwen3.model.linear import AnyLinear, Linear, Quantization, QuantizedLinear
 from mlx_qwen3.model.operations import Operations
 from mlx_qwen3.model.policy import ComputePolicy
+from mlx_qwen3.model.residency import ExpertPlan, Residency, plan_experts
 from mlx_qwen3.model.step import CompiledStep
 from mlx_qwen3.model.transformer import Transformer
 
-# MLX's formats with 8-bit scales, by (bits, group_size); each mode has exactly one pair.
-_SCALED_MODES = {(4, 32): "mxfp4", (4, 16): "nvfp4", (8, 32): "mxfp8"}
-_MODES = ("affine", *_SCALED_MODES.values())
-_FLOATS = ("BF16", "F16", "F32")
-_AFFINE_BITS = (1, 2, 3, 4, 5, 6, 8)
-_GROUP_SIZES = (16, 32, 64, 128)
+if TYPE_CHECKING:
+    from mlx_qwen3.model.expert_store import ExpertStore
+
+_MODES = ("affine", *SCALED_MODES.values())
 # Tensors that published checkpoints carry and no model needs.
 _IGNORED = (".rotary_emb.inv_freq",)
 
 
-def load_model(folder: str | Path, *, dtype: str | None = None) -> Transformer:
+def load_model(
+    folder: str | Path, *, dtype: str | None = None, residency: Residency | None = None
+) -> Transformer:
     """Load a model folder in Hugging Face or MLX layout.
 
     dtype: "bfloat16", "float16" or "float32" for activations and unpacked weights; None: the
-    device's policy. Raises ConfigError, WeightsError (naming the tensor or file), OptionError.
+    device's policy. residency: which weights are in memory; None: all, or of experts as many as
+    this device can hold. Raises ConfigError, WeightsError (naming the tensor or file),
+    OptionError, DeviceError when a budget is too small.
     """
     raw = read_config(folder)
     config = ModelConfig.from_dict(raw)
     _refuse_foreign_quantization(raw, Path(folder))
-    policy = ComputePolicy.for_device(
-        Device.current(), checkpoint_dtype=config.torch_dtype, dtype=dtype
-    )
-    source = CheckpointSource(config, Checkpoint.from_folder(folder), policy)
+    device, checkpoint = Device.current(), Checkpoint.from_folder(folder)
+    policy = ComputePolicy.for_device(device, checkpoint_dtype=config.torch_dtype, dtype=dtype)
+    plan = plan_experts(residency or Residency(), config, checkpoint, policy.dtype, device)
+    source = CheckpointSource(config, checkpoint, policy, plan)
     model = Transformer(config, source)
     source.finish()
-    if model.bytes_per_token() <= policy.compile_step_below * config.num_hidden_layers:
+    layer_bytes = model.bytes_per_token() / config.num_hidden_layers
+    if policy.compiles_step(layer_bytes, streamed=plan is not None):
         model.step = CompiledStep(model)
     return model
 
@@ -94,37 +99,41 @@ def _refuse_foreign_quantization(raw: Mapping[str, Any], folder: Path) -> None:
 
 
 class CheckpointSource:
-    """Builds a model's parts from a checkpoint's tensors."""
+    """Builds a model's parts from a checkpoint's tensors. plan: of streamed experts, if any."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, policy: ComputePolicy) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        policy: ComputePolicy,
+        plan: ExpertPlan | None = None,
+    ) -> None:
         self._config = config
         self._checkpoint = checkpoint
         self._policy = policy
-        self._left = set(checkpoint)
+        self._inventory = Inventory(checkpoint)
         self.operations = Operations.for_policy(config.hidden_act, policy)
+        self._store = None if plan is None else self._make_store(plan)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """The tensor in the policy's dtype. Raises WeightsError when absent or misshapen."""
-        dtype = self._checkpoint.info(name).dtype
-        if dtype not in _FLOATS:
-            raise WeightsError(
-                f"tensor {name} holds {dtype} numbers; expected {', '.join(_FLOATS)} or an MLX "
-                "quantization with scales"
-            )
-        return self._take(name, shape).astype(self._policy.dtype)
+        self._inventory.claim_floats(name, shape)
+        return self._checkpoint.take(name).astype(self._policy.dtype)
 
     def linear(self, name: str, out_dims: int, in_dims: int, *, bias: bool = False) -> AnyLinear:
         """Dense or packed, as the checkpoint has it. Raises WeightsError naming the tensor."""
         bias_tensor = self.tensor(f"{name}.bias", (out_dims,)) if bias else None
-        if not self._is_packed(name):
+        if not self._inventory.is_packed(name):
             return Linear(self.tensor(f"{name}.weight", (out_dims, in_dims)), bias_tensor)
         packed = self._packed(name, (out_dims,), in_dims)
         return QuantizedLinear(
             *packed, bias_tensor, dtype=self._policy.dtype, dense_from=self._policy.dense_from
         )
 
-    def experts(self, name: str) -> ResidentExperts:
+    def experts(self, name: str) -> Experts:
         """All experts of a sparse layer, from any of the three layouts."""
+        if self._store is not None:
+            return self._store.experts(name)
         gate_up = self._fused_gate_up(name)
         self._settle_experts(gate_up)
         hidden, width = self._config.hidden_size, self._config.moe_intermediate_size
@@ -133,22 +142,16 @@ class CheckpointSource:
         return ResidentExperts(gate_up, down, self.operations.gate)
 
     def _settle_experts(self, parts: list[ExpertMatrices]) -> None:
-        """Experts are most of a layer: load them a part at a time, to hold few of them twice.
-
-        Raises DeviceError for what MLX cannot multiply here, which it would say only later.
-        """
+        """Experts are most of a layer: load them a part at a time, to hold few of them twice."""
         for part in parts:
-            if self._policy.backend == "cpu" and part.global_scale is not None:
-                raise DeviceError(
-                    "experts with a global_scale (nvfp4) do not run on MLX's CPU backend; "
-                    "use another quantization"
-                )
-            if self._policy.backend == "cpu" and part.weight.dtype in (mx.bfloat16, mx.float16):
-                raise DeviceError(
-                    "unquantized experts run on MLX's CPU backend in float32 only; "
-                    "leave dtype out, or set it to float32"
-                )
+            self._policy.refuse_experts(part.weight.dtype, scaled=part.global_scale is not None)
             mx.eval(part.parameters())
+
+    def _make_store(self, plan: ExpertPlan) -> ExpertStore:
+        # Here, because it needs numpy, which takes its time to import.
+        from mlx_qwen3.model.expert_store import ExpertStore
+
+        return ExpertStore(self._config, self._inventory, self._policy, self.operations, plan)
 
     def settle(self, module: Module) -> None:
         """Read the module's tensors now; MLX lets go of what they were made from."""
@@ -156,41 +159,20 @@ class CheckpointSource:
 
     def finish(self) -> None:
         """Raise WeightsError if the checkpoint has tensors that no part of the model asked for."""
-        head = "lm_head." if self._config.tie_word_embeddings else None
-        extra = sorted(
-            name
-            for name in self._left
-            if not name.endswith(_IGNORED) and not (head and name.startswith(head))
+        tied = self._config.tie_word_embeddings
+        self._inventory.refuse_unclaimed(
+            lambda name: name.endswith(_IGNORED) or (tied and name.startswith("lm_head."))
         )
-        if extra:
-            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-            raise WeightsError(
-                f"tensor {extra[0]}{more} is not part of this architecture; "
-                "config.json and weights do not belong together"
-            )
 
-    def _take(self, name: str, shape: tuple[int, ...] | None) -> mx.array:
-        info = self._checkpoint.info(name)
-        if shape is not None and info.shape != shape:
-            raise WeightsError(
-                f"tensor {name} has shape {info.shape}; config.json makes it {shape}: "
-                "they do not belong together"
-            )
-        self._left.discard(name)
-        self._left.discard(name.removeprefix("model."))
+    def _take(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        self._inventory.claim(name, shape)
         return self._checkpoint.take(name)
-
-    def _is_packed(self, name: str) -> bool:
-        weight = f"{name}.weight"
-        return f"{name}.scales" in self._checkpoint or (
-            weight in self._checkpoint and self._checkpoint.info(weight).dtype == "U32"
-        )
 
     def _packed(
         self, name: str, leading: tuple[int, ...], in_dims: int
     ) -> tuple[mx.array, mx.array, mx.array | None, Quantization]:
         """weight, scales, biases and format of a packed matrix of shape (*leading, in_dims)."""
-        quantization = self._quantization(name, in_dims)
+        quantization = self._inventory.quantization(name, in_dims)
         groups = (*leading, in_dims // quantization.group_size)
         weight = self._take(f"{name}.weight", (*leading, in_dims * quantization.bits // 32))
         scales = self._take(f"{name}.scales", groups)
@@ -198,22 +180,6 @@ class CheckpointSource:
             return weight, scales, None, quantization
         biases = self._take(f"{name}.biases", groups).astype(self._policy.dtype)
         return weight, scales.astype(self._policy.dtype), biases, quantization
-
-    def _quantization(self, name: str, in_dims: int) -> Quantization:
-        """Read the format off the shapes: exact, where a config's per-layer table may be wrong."""
-        weight = self._checkpoint.info(f"{name}.weight")
-        scales = self._checkpoint.info(f"{name}.scales")
-        group_size, rest = divmod(in_dims, scales.shape[-1])
-        bits, part = divmod(weight.shape[-1] * 32, in_dims)
-        fits = not rest and not part and group_size in _GROUP_SIZES
-        if fits and scales.dtype == "U8" and (bits, group_size) in _SCALED_MODES:
-            return Quantization(group_size, bits, _SCALED_MODES[bits, group_size])
-        if fits and scales.dtype != "U8" and bits in _AFFINE_BITS:
-            return Quantization(group_size, bits)
-        raise WeightsError(
-            f"tensor {name}.weight: shape {weight.shape} with scales {scales.shape} "
-            f"({scales.dtype}) is no MLX quantization of {in_dims} inputs"
-        )
 
     def _fused_gate_up(self, name: str) -> list[ExpertMatrices]:
         hidden, width = self._config.hidden_size, self._config.moe_intermediate_size
@@ -236,7 +202,7 @@ class CheckpointSource:
         """(num_experts, out, in) from MLX's, transformers 5's or the published layout."""
         count = self._config.num_experts
         switch, stacked = f"{name}.switch_mlp.{part}", f"{name}.experts.{part}"
-        if self._is_packed(switch):
+        if self._inventory.is_packed(switch):
             weight, scales, biases, quantization = self._packed(switch, (count, out_dims), in_dims)
             return ExpertMatrices(weight, scales, biases, self._global_scale(switch), quantization)
         if f"{switch}.weight" in self._checkpoint:

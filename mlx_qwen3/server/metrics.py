@@ -36,6 +36,9 @@ _COUNTERS = (
     ("failures", "reply_failures", "Replies that ended with an error"),
     ("preemptions", "preemptions", "Caches given up for others' growth, and read again later"),
     ("restarts", "engine_restarts", "Restarts of the engine's thread"),
+    ("expert_lookups", "expert_lookups", "Experts that steps needed, where they are streamed"),
+    ("expert_misses", "expert_misses", "Those of them that had to be read from disk"),
+    ("expert_bytes_read", "expert_read_bytes", "Bytes read for them"),
 )
 _GAUGES = (
     ("waiting", "queue_depth", "Replies that wait for room"),

@@ -59,6 +59,9 @@ class NotedRunner:
     def kv_bytes(self, tokens: int) -> int:
         return 100 * tokens
 
+    def expert_traffic(self) -> None:
+        """All in memory."""
+
     def kernels(self) -> Kernels:
         return Kernels(20, 15, 1)
 

@@ -46,6 +46,17 @@ def test_what_was_written_loads_and_computes(name: str, bits: int, tmp_path: Pat
     assert 0.3 < mx.std(logits).item() < 3  # projections of about unit gain, not noise or zeros
 
 
+@pytest.mark.parametrize("bits", [4, 16])
+def test_tokens_are_routed_apart(bits: int, tmp_path: Path) -> None:
+    """As those of a model are: streamed experts and caches are measured with such shapes."""
+    config = small("30b-a3b") | {"num_hidden_layers": 6}
+    model = load_model(write_checkpoint(config, bits, tmp_path), dtype="float32")
+    hidden = model.hidden_states([list(range(40))])[0]
+    unit = hidden / mx.linalg.norm(hidden, axis=-1, keepdims=True)
+    alike = (mx.sum(unit @ unit.T).item() - 40) / (40 * 39)
+    assert abs(alike) < 0.2
+
+
 def test_the_published_layout_has_experts_one_by_one(tmp_path: Path) -> None:
     config = small("30b-a3b")
     names = {one.name for one in stored_tensors(config, 16, published=True)}

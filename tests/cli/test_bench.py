@@ -22,6 +22,7 @@ LENGTH = {
     *("kv_bytes", "prefill_peak_bytes", "decode_peak_bytes"),
     *("prefill_peak_to_weights_and_kv", "decode_peak_to_weights_and_kv"),
     *("read_per_token_bytes", "bandwidth_share"),
+    *("expert_hit_rate", "expert_bytes_read_per_token"),
 }
 SIDE = {
     *("dtype", "weights_bytes", "weights_read_per_token_bytes", "load_peak_bytes", "kernels"),

@@ -631,3 +631,9 @@ def test_tokens(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(read) > 0
     assert int(written) > 0
     assert "in 1 reply" in run.err
+
+
+def test_a_draft_model_is_loaded_with_the_model(command: Command, checkpoint: Path) -> None:
+    done = command("chat", "-m", "demo", "--draft", str(checkpoint))
+    assert done.code == 1
+    assert "draft" in done.err

@@ -18,7 +18,9 @@ from mlx_qwen3.errors import BusyError, EngineError
 from mlx_qwen3.generation.output import CallDelta, Event
 from mlx_qwen3.server.anthropic_events import signature
 from mlx_qwen3.server.anthropic_messages import routes
+from mlx_qwen3.server.observer import HEADER
 from tests.fakes import ends, says, thinks
+from tests.server.running import running
 from tests.server.services import PlayedService, real, served
 
 SUM = "What is 27 + 58?"
@@ -235,7 +237,7 @@ def written(url: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
     """The events of a stream as they go over the wire."""
     turns = [{"role": "user", "content": "Hi"}]
     body = {"model": "played", "max_tokens": 9, "messages": turns, "stream": True, **fields}
-    text = httpx.post(f"{url}/v1/messages", json=body).text
+    text = httpx.post(f"{url}v1/messages", json=body).text
     events = [block.splitlines() for block in text.strip().split("\n\n")]
     return [
         (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
@@ -355,3 +357,12 @@ def test_an_engine_that_fails_in_the_midst_of_a_stream(demo: LLM) -> None:
     name, error = events[-1]
     assert name == "error"
     assert error["error"] == {"type": "overloaded_error", "message": "gone"}
+
+
+def test_the_log_knows_a_request_by_the_name_its_client_has() -> None:
+    with running() as there, client(str(there.base_url)) as own:
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            own.messages.create(**asked(model="claude"))
+        raw = own.messages.with_raw_response.create(**asked("Hello!", max_tokens=2))
+    for headers in (caught.value.response.headers, raw.headers):
+        assert headers["request-id"] == headers[HEADER] != ""

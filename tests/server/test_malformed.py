@@ -164,14 +164,10 @@ JSON = st.recursive(
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
-    | st.sampled_from(
-        ["text", "user", "object", "auto", "function", "played", "\ud800", "<|im_end|>"]
-    ),
+    | st.sampled_from(WORDS),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.text(max_size=4) | st.sampled_from(["type", "text"]), inner, max_size=3
-        )
+        | st.dictionaries(st.text(max_size=4) | st.sampled_from(WORDS), inner, max_size=3)
     ),
     max_leaves=8,
 )

@@ -46,7 +46,7 @@ NOON = '{"timezone": "Asia/Tokyo", "datetime": "2025-01-01T12:34:00+09:00"}'
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with served(real(), routes) as address:
-        yield f"{address}/v1"
+        yield f"{address}v1"
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_the_async_client(url: str) -> None:
 def written(url: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
     """The events of a stream as they go over the wire."""
     body = {"model": "played", "input": "Hi", "stream": True, **fields}
-    text = httpx.post(f"{url}/v1/responses", json=body).text
+    text = httpx.post(f"{url}v1/responses", json=body).text
     events = [block.splitlines() for block in text.strip().split("\n\n")]
     return [
         (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
@@ -266,7 +266,7 @@ def test_the_whole_sequence_of_events(demo: LLM) -> None:
 
 def test_a_reply_of_nothing_is_an_empty_message(demo: LLM) -> None:
     with served(PlayedService(demo, [[ends()]]), routes) as url:
-        response = httpx.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
+        response = httpx.post(f"{url}v1/responses", json={"input": "Hi"}).json()
         events = written(url)
     for output in (response["output"], events[-1][1]["response"]["output"]):
         assert [item["content"][0]["text"] for item in output] == [""]
@@ -296,7 +296,7 @@ def test_errors_are_those_of_the_client(
 def test_a_busy_server_says_when_to_ask_again(demo: LLM) -> None:
     with (
         served(PlayedService(demo, [[BusyError("full", retry_after=7)]]), routes) as url,
-        client(f"{url}/v1") as there,
+        client(f"{url}v1") as there,
         pytest.raises(openai.RateLimitError) as caught,
     ):
         there.responses.create(**asked(model="played"))
