@@ -156,7 +156,7 @@ class _Entry:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of its files."""
+        """Bytes of its weights' files."""
         if self.folder is None:
             return 0
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
@@ -288,6 +288,8 @@ class Service:
                 entry.folder or entry.source,
                 dtype=settings.dtype,
                 prefix_cache=settings.prefix_cache,
+                # What is larger than all there is for models has its experts streamed.
+                memory_budget=self._room if entry.weight_bytes > self._room else None,
             )
         )
         parts = ModelParts(
@@ -301,7 +303,7 @@ class Service:
         """Unload what is least recently used until this model fits; alone it always may try."""
         while True:
             loaded = [one for one in self._entries.values() if one.llm is not None]
-            held = sum(one.weight_bytes for one in loaded)
+            held = sum(min(one.weight_bytes, self._room) for one in loaded)
             if not loaded or held + entry.weight_bytes <= self._room:
                 return
             idle = [one for one in loaded if not one.users]

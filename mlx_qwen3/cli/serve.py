@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from mlx_qwen3.server.listener import Listener
     from mlx_qwen3.server.run import WayOut
     from mlx_qwen3.server.settings import ServerSettings
-    from mlx_qwen3.service import Service
+    from mlx_qwen3.service import Service, ServiceSettings
 
 KEY_VARIABLE = "MLX_QWEN3_API_KEY"
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)=(.+)")
+_ENGINE = ("max_running", "max_waiting")  # of EngineSettings, under the same names
+_SIZES = {"kv_memory": "--kv-memory", "memory_budget": "--memory-budget"}
 _WILDCARDS = ("0.0.0.0", "::", "")
 
 
@@ -73,6 +75,32 @@ def serve(
         float,
         typer.Option(min=0, metavar="S", help="That running replies get to finish at the end."),
     ] = 30,
+    max_running: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Replies made at once. [default: 16]")
+    ] = None,
+    max_waiting: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="That may wait; more get 429. [default: 256]"),
+    ] = None,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="For contexts of running replies. [default: what is left]"
+        ),
+    ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="For models; the least used goes. [default: this device's]"
+        ),
+    ] = None,
+    idle_unload: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="S", help="Unload models that nobody used for so long."),
+    ] = None,
+    dtype: options.Dtype = None,
+    no_prefix_cache: options.NoPrefixCache = False,
+    prefix_cache_size: options.PrefixCacheSize = None,
     log_level: Annotated[
         str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -101,6 +129,7 @@ def serve(
     """
     values = context.params
     settings = read_settings(values)  # what is wrong with the options is said before any work
+    engine = read_service_settings(values)
     sources = read_models(model)
     from mlx_qwen3.server import logs
     from mlx_qwen3.server.run import WayOut
@@ -110,19 +139,24 @@ def serve(
     try:
         way_out = WayOut(listener)
         _watch(values, way_out)
-        _serve(sources, settings, way_out, as_json=ready_json)
+        _serve(sources, engine, settings, way_out, as_json=ready_json)
     finally:
         listener.close()
 
 
 def _serve(
-    sources: Mapping[str, str], settings: ServerSettings, way_out: WayOut, *, as_json: bool
+    sources: Mapping[str, str],
+    engine: ServiceSettings,
+    settings: ServerSettings,
+    way_out: WayOut,
+    *,
+    as_json: bool,
 ) -> None:
     from mlx_qwen3.cli.signals import leave_on_signals
     from mlx_qwen3.cli.welcome import welcome
 
     with leave_on_signals():
-        service = _service(sources)
+        service = _service(sources, engine)
         from mlx_qwen3.server.app import create_app
         from mlx_qwen3.server.run import run
         from mlx_qwen3.server.sidecar import ready_line
@@ -139,15 +173,36 @@ def _serve(
     run(app, way_out, settings, ready)
 
 
-def _service(sources: Mapping[str, str]) -> Service:
-    """The service of these models, all of them on this machine by then.
-
-    Options of the engine belong here: read from the command's values, handed to Service.
-    """
+def _service(sources: Mapping[str, str], settings: ServiceSettings) -> Service:
+    """The service of these models, all of them on this machine by then."""
     folders = {name: str(options.fetch(source)) for name, source in sources.items()}
     from mlx_qwen3.service import Service
 
-    return Service(folders)
+    return Service(folders, settings)
+
+
+def read_service_settings(values: Mapping[str, Any]) -> ServiceSettings:
+    """What the options say of models and of the engine. Raises BadParameter."""
+    kept = options.prefix_cache(values["no_prefix_cache"], values["prefix_cache_size"])
+    sizes = {
+        name: None if values[name] is None else options.size_in_bytes(values[name], option)
+        for name, option in _SIZES.items()
+    }
+    from mlx_qwen3.engine.settings import EngineSettings
+    from mlx_qwen3.service import ServiceSettings
+
+    given = {name: values[name] for name in _ENGINE if values[name] is not None}
+    try:
+        engine = EngineSettings(kv_bytes=sizes["kv_memory"], **given)
+    except OptionError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+    return ServiceSettings(
+        engine=engine,
+        model_memory=sizes["memory_budget"],
+        idle_unload=values["idle_unload"],
+        prefix_cache=kept,
+        dtype=values["dtype"],
+    )
 
 
 def read_models(given: list[str] | None) -> dict[str, str]:

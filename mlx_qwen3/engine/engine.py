@@ -33,6 +33,7 @@ from mlx_qwen3.engine.settings import EngineSettings
 from mlx_qwen3.engine.statistics import Counters, Statistics
 from mlx_qwen3.errors import EngineError
 from mlx_qwen3.generation.request import Request
+from mlx_qwen3.model.experts import ExpertTraffic
 from mlx_qwen3.model.policy import BatchPolicy
 from mlx_qwen3.text.folder import one_line
 
@@ -144,6 +145,7 @@ class Engine:
             for field in fields(Statistics)
             if hasattr(total, field.name)
         }
+        experts = sum((lane.expert_traffic for lane in lanes), ExpertTraffic())
         return Statistics(
             waiting=sum(lane.queued for lane in lanes),
             running=sum(len(lane.running) for lane in lanes),
@@ -151,6 +153,9 @@ class Engine:
             kv_budget=sum(lane.budget.total for lane in lanes),
             store_bytes=sum(store.nbytes for store in list(self._stores.values())),
             restarts=self.restarts,
+            expert_lookups=experts.lookups,
+            expert_misses=experts.misses,
+            expert_bytes_read=experts.bytes_read,
             **counted,
         )
 

@@ -33,6 +33,7 @@ from mlx_qwen3.generation.reply import Reply
 from mlx_qwen3.generation.request import Request
 from mlx_qwen3.generation.sampling import Sampler
 from mlx_qwen3.model.cache import BLOCK, Cache
+from mlx_qwen3.model.experts import ExpertTraffic
 from mlx_qwen3.model.policy import BatchPolicy
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.text.folder import one_line
@@ -88,6 +89,11 @@ class Scheduler:
     def kv_bytes(self) -> int:
         """Bytes of the caches of running sequences."""
         return sum(job.slot.cache.nbytes for job in self.running if job.slot is not None)
+
+    @property
+    def expert_traffic(self) -> ExpertTraffic:
+        """What the model's streamed experts took so far."""
+        return self._parts.model.expert_traffic or ExpertTraffic()
 
     def check(self, request: Request) -> Request:
         """The request, as far as memory lets its reply grow; callable from any thread.

@@ -44,7 +44,8 @@ class Statistics:
     """What goes on in the engine now, over all models. Bytes; see Counters for the rest.
 
     kv_bytes, kv_budget: of running sequences. store_bytes: of caches that lie ready.
-    restarts: of the engine's thread.
+    restarts: of the engine's thread. expert_*: of streamed experts, see ExpertTraffic; of models
+    that are loaded.
     """
 
     waiting: int = 0
@@ -61,3 +62,6 @@ class Statistics:
     kv_budget: int = 0
     store_bytes: int = 0
     restarts: int = 0
+    expert_lookups: int = 0
+    expert_misses: int = 0
+    expert_bytes_read: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -14,9 +14,8 @@ from starlette.routing import Route
 from mlx_qwen3._version import __version__
 from mlx_qwen3.server.endpoints import Endpoint
 from mlx_qwen3.server.guard import AUTHORIZED
-from mlx_qwen3.service import Service
+from mlx_qwen3.service import Service, ServiceState
 
-Status = Literal["loading", "ready", "failed"]
 PATH = "/health"
 HEALTH = Endpoint("GET", PATH, "Whether this server can answer now")
 ENDPOINTS = (HEALTH,)
@@ -58,15 +57,18 @@ class Lifetime:
         done = self._task is not None and self._task.done() and not self._task.cancelled()
         return self._task.exception() if done and self._task is not None else None
 
-    def status(self) -> tuple[Status, str | None]:
-        """How the service is, and why."""
+    def status(self) -> tuple[ServiceState, str | None]:
+        """How the service is, and why. It loads until it was started, whatever it says itself."""
         if self.error is not None:
             return "failed", str(self.error)
         if self._task is None or not self._task.done():
             return "loading", None
-        # A service that knows its own state says it, from here on.
-        own = getattr(self._service, "status", None)
-        return "ready" if own is None else own(), getattr(self._service, "reason", None)
+        return self._service.status(), self._service.reason
+
+    @property
+    def fatal(self) -> str | None:
+        """Why nothing but a new process will help, where that is so."""
+        return (self._service.reason or "the engine failed") if self._service.fatal else None
 
     def describe(self) -> dict[str, Any]:
         """Everything about it, for those who have the key."""

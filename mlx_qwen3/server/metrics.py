@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -34,8 +33,12 @@ _COUNTERS = (
     ("cached_tokens", "prefix_cache_hit_tokens", "Tokens of prompts that were not read again"),
     ("generated_tokens", "generated_tokens", "Tokens generated"),
     ("steps", "steps", "Steps of the engine"),
-    ("failures", "engine_failures", "Failures of the engine"),
-    ("restarts", "engine_restarts", "Restarts of the engine after failures"),
+    ("failures", "reply_failures", "Replies that ended with an error"),
+    ("preemptions", "preemptions", "Caches given up for others' growth, and read again later"),
+    ("restarts", "engine_restarts", "Restarts of the engine's thread"),
+    ("expert_lookups", "expert_lookups", "Experts that steps needed, where they are streamed"),
+    ("expert_misses", "expert_misses", "Those of them that had to be read from disk"),
+    ("expert_bytes_read", "expert_read_bytes", "Bytes read for them"),
 )
 _GAUGES = (
     ("waiting", "queue_depth", "Replies that wait for room"),
@@ -118,9 +121,7 @@ class _State(Collector):
         yield version
 
     def _engine(self) -> Iterator[Metric]:
-        statistics: Any = getattr(self._service, "statistics", lambda: None)()
-        if statistics is None:
-            return
+        statistics = self._service.statistics()
         for field, name, text in _COUNTERS:
             yield CounterMetricFamily(PREFIX + name, text, getattr(statistics, field))
         for field, name, text in _GAUGES:

@@ -23,6 +23,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from mlx_qwen3.errors import EngineError
 from mlx_qwen3.server.health import Lifetime
 from mlx_qwen3.server.listener import Listener
 from mlx_qwen3.server.protocol import patient_protocol
@@ -58,7 +59,7 @@ class WayOut:
 class GracefulServer(uvicorn.Server):
     """uvicorn's server, with our way to start and to end.
 
-    on_ready: called once the service is ready. failure: why it never was.
+    on_ready: called once the service is ready. failure: why it never was, or why it is no more.
     """
 
     def __init__(
@@ -86,6 +87,14 @@ class GracefulServer(uvicorn.Server):
         """Take requests; the service starts meanwhile."""
         await super().startup(sockets)
         self._announcing = asyncio.create_task(self._announce(), name="announce")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; asked ten times a second. A new process is better than a dead engine."""
+        reason = self._lifetime.fatal
+        if reason is not None and self.failure is None:
+            self.failure = EngineError(reason)
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, let replies finish, end those that do not."""
@@ -131,7 +140,7 @@ class GracefulServer(uvicorn.Server):
 def run(
     app: Starlette, way_out: WayOut, settings: ServerSettings, on_ready: Callable[[], None]
 ) -> None:
-    """Serve until a signal comes. Raises what kept the service from starting."""
+    """Serve until a signal comes. Raises what kept the service from starting or going on."""
     allow_connections()
     lifetime: Lifetime = app.state.lifetime
     server = GracefulServer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import socket
@@ -350,11 +351,15 @@ def test_headers_that_trickle_on_a_used_connection_are_given_up(keyed: httpx.Cli
 
 def test_an_idle_connection_stays_open_between_requests(keyed: httpx.Client) -> None:
     """Only headers that are due have little time; clients keep connections for the next turn."""
-    with connect(keyed) as connection:
-        for _ in range(2):
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-            time.sleep(0.8)  # more than header_seconds
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(keyed), timeout=PATIENCE)
+    sockets = []
+    for _ in range(2):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        sockets.append(connection.sock)
+        time.sleep(0.8)  # more than header_seconds
+    connection.close()
+    assert sockets[0] is sockets[1] is not None
 
 
 def trickle(connection: socket.socket, letter: bytes) -> None:

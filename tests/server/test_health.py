@@ -10,9 +10,11 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from mlx_qwen3.errors import WeightsError
+from mlx_qwen3.errors import EngineError, WeightsError
 from mlx_qwen3.server.app import create_app
 from mlx_qwen3.server.health import Lifetime
+from mlx_qwen3.server.listener import listen_tcp
+from mlx_qwen3.server.run import WayOut, run
 from mlx_qwen3.server.settings import ServerSettings
 from mlx_qwen3.service import ModelInfo, Service
 from tests.server.fake_api import serving
@@ -32,9 +34,11 @@ class SlowService(Service):
         await asyncio.to_thread(self.may_start.wait, PATIENCE)
         if self._error is not None:
             raise self._error
+        self._state = "ready"
 
     async def close(self, deadline: float = 30.0) -> None:
         self.closings.append(deadline)
+        await super().close(deadline)
 
     def models(self) -> list[ModelInfo]:
         return [ModelInfo("slow", "loading")]
@@ -45,7 +49,7 @@ def asked(service: Service, settings: ServerSettings) -> Iterator[Callable[[], h
     """A function that asks a server of this service for its health, with the key."""
     app = create_app(service, settings)
     with (
-        serving(app, lifespan="on") as address,
+        serving(app) as address,
         httpx.Client(headers={"x-api-key": settings.api_key or ""}, trust_env=False) as client,
     ):
         yield lambda: client.get(f"{address}health")
@@ -65,7 +69,13 @@ def test_loading_and_then_ready() -> None:
         assert loading.status_code == 503
         assert loading.json()["status"] == "loading"
         assert loading.json()["models"] == [
-            {"name": "slow", "state": "loading", "mode": None, "context_length": None}
+            {
+                "name": "slow",
+                "state": "loading",
+                "mode": None,
+                "context_length": None,
+                "failure": None,
+            }
         ]
         service.may_start.set()
         ready = after(ask, "loading")
@@ -127,3 +137,30 @@ def test_a_service_that_never_started_can_be_closed() -> None:
         return service.closings
 
     assert asyncio.run(live()) == [1.0]
+
+
+class BrokenService(Service):
+    """A service that says it will never work again."""
+
+    broken = False
+
+    @property
+    def fatal(self) -> bool:
+        return self.broken
+
+    @property
+    def reason(self) -> str | None:
+        return "the device is gone" if self.broken else None
+
+
+def test_an_engine_that_is_given_up_ends_the_server() -> None:
+    """Whoever started it starts another; one that cannot reply serves nobody."""
+    service, settings = BrokenService({"demo": "demo"}), ServerSettings()
+    way_out = WayOut(listen_tcp("127.0.0.1", 0))
+
+    def breaks() -> None:
+        service.broken = True
+
+    with pytest.raises(EngineError, match="the device is gone"):
+        run(create_app(service, settings), way_out, settings, breaks)
+    way_out.listener.close()

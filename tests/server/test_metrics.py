@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlx_qwen3 import load
 from mlx_qwen3._version import __version__
+from mlx_qwen3.engine.statistics import Statistics
 from mlx_qwen3.server.memory import resident_bytes
 from mlx_qwen3.server.metrics import Metrics
 from mlx_qwen3.service import Service
@@ -76,6 +76,16 @@ def test_methods_that_nobody_knows_are_one(client: httpx.Client) -> None:
     assert value(found, "mlx_qwen3_requests_total", **labels) == 3
 
 
+def test_tokens_are_counted_by_the_engine(client: httpx.Client) -> None:
+    usage = client.post("/v1/messages", json=question("What is 27 + 58?")).json()["usage"]
+    found = scrape(client)
+    read = usage["input_tokens"] + usage["cache_read_input_tokens"]
+    assert value(found, "mlx_qwen3_prompt_tokens_total") == read
+    assert value(found, "mlx_qwen3_generated_tokens_total") == usage["output_tokens"]
+    assert value(found, "mlx_qwen3_running") == 0
+    assert (value(found, "mlx_qwen3_kv_budget_bytes") or 0) > 0
+
+
 def test_replies_leave_their_times(client: httpx.Client) -> None:
     usage = client.post("/v1/messages", json=question("What is 27 + 58?")).json()["usage"]
     with client.stream("POST", "/v1/messages", json=question("Hello!", stream=True)) as stream:
@@ -124,28 +134,24 @@ def test_models_and_version(client: httpx.Client) -> None:
     assert value(found, "mlx_qwen3_info", version=__version__) == 1
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What a service will say of its engine."""
-
-    waiting: int = 3
-    running: int = 4
-    prompt_tokens: int = 1000
-    cached_tokens: int = 600
-    generated_tokens: int = 500
-    steps: int = 250
-    kv_bytes: int = 1 << 20
-    kv_budget: int = 1 << 30
-    store_bytes: int = 1 << 21
-    failures: int = 2
-    restarts: int = 1
-
-
 class CountingService(Service):
-    """A service that knows such figures."""
+    """A service that did a lot."""
 
     def statistics(self) -> Statistics:
-        return Statistics()
+        return Statistics(
+            waiting=3,
+            running=4,
+            prompt_tokens=1000,
+            cached_tokens=600,
+            generated_tokens=500,
+            steps=250,
+            failures=2,
+            preemptions=7,
+            kv_bytes=1 << 20,
+            kv_budget=1 << 30,
+            store_bytes=1 << 21,
+            restarts=1,
+        )
 
 
 def test_the_engines_own_figures() -> None:
@@ -160,7 +166,8 @@ def test_the_engines_own_figures() -> None:
         ("kv_bytes", 1 << 20),
         ("kv_budget_bytes", 1 << 30),
         ("prefix_cache_bytes", 1 << 21),
-        ("engine_failures_total", 2),
+        ("reply_failures_total", 2),
+        ("preemptions_total", 7),
         ("engine_restarts_total", 1),
     ):
         assert value(found, f"mlx_qwen3_{name}") == figure, name

@@ -93,10 +93,12 @@ def test_bias_is_by_token_id() -> None:
 
 
 def test_every_effort_has_its_budget() -> None:
-    budgets = [asked(reasoning_effort=effort).get("thinking_budget") for effort in EFFORTS]
-    assert budgets[0] is None
-    assert budgets[-1] is None
-    assert budgets[1:-1] == sorted(budgets[1:-1])
+    off, *budgets = [asked(reasoning_effort=effort) for effort in EFFORTS]
+    assert off == {"thinking": False}
+    assert all(one["thinking"] for one in budgets)
+    limits = [one.get("thinking_budget", float("inf")) for one in budgets]
+    assert limits == sorted(limits)
+    assert limits[-1] == float("inf")
 
 
 def test_copies_are_asked_for() -> None:

@@ -28,8 +28,9 @@ import os, subprocess, sys, time
 options = [option.replace("PID", str(os.getpid())) for option in sys.argv[1:]]
 pipe = subprocess.PIPE if "--exit-with-stdin" in options else subprocess.DEVNULL
 child = subprocess.Popen(options, stdin=pipe, stdout=subprocess.PIPE, text=True)
-print(child.stdout.readline(), end="", flush=True)
-time.sleep(600)
+line = child.stdout.readline()
+print(line, end="", flush=True)
+time.sleep(600 if line else 0)
 """
 
 
