@@ -25,6 +25,7 @@ from typing import Literal
 import mlx.core as mx
 
 from mlx_qwen3.device import MARGIN, Device
+from mlx_qwen3.engine import heap
 from mlx_qwen3.engine.job import Deliver, Job
 from mlx_qwen3.engine.kv import KvBudget
 from mlx_qwen3.engine.prefix_store import PrefixStore
@@ -40,6 +41,7 @@ from mlx_qwen3.text.folder import one_line
 _log = logging.getLogger(__name__)
 
 State = Literal["ready", "failed", "closed"]
+_IDLE_SECONDS = 1.0  # after which memory goes back; sooner, the next request would ask for it again
 _RESTARTS, _WITHIN = 3, 60.0  # so many in so many seconds, and there is something else wrong
 
 
@@ -162,6 +164,7 @@ class Engine:
     def trim(self) -> None:
         """Give memory that nothing holds any more back to the system."""
         mx.clear_cache()
+        heap.release()
 
     def close(self) -> None:
         """End all replies and the thread; waits for the step in flight."""
@@ -200,8 +203,11 @@ class Engine:
         """Wait for work; False when there will be none."""
         with self._changed:
             self._beat = time.monotonic()
+            patience: float | None = _IDLE_SECONDS
             while not (self._closing or self._orders or self._busy):
-                self._changed.wait()
+                if not self._changed.wait(patience):
+                    self.trim()
+                    patience = None
                 self._beat = time.monotonic()
             return not self._closing
 

@@ -296,8 +296,11 @@ class Scheduler:
             self.running.remove(job)
         elif job in self.waiting:
             self.waiting.remove(job)
-        if job.reply is not None:
-            job.reply.close(failed=failed)
+        # A reply knows its job: what both hold would wait for Python's collector of cycles, which
+        # does not know how much that is.
+        reply, job.reply, job.slot = job.reply, None, None
+        if reply is not None:
+            reply.close(failed=failed)
 
     def _fail(self, job: Job, error: Exception) -> None:
         self.counters.failures += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import threading
@@ -17,6 +18,7 @@ from mlx_qwen3.engine.engine import Engine
 from mlx_qwen3.engine.scheduler import Scheduler
 from mlx_qwen3.engine.settings import EngineSettings
 from mlx_qwen3.engine.slot import Slot
+from mlx_qwen3.generation.reply import Reply
 from tests.engine.asking import Asked, attach, submit
 
 SCHEMA = {
@@ -365,3 +367,38 @@ def test_models_leave(demo: LLM, start: Start) -> None:
         asked.completion()
     assert engine.statistics().kv_budget == 0
     assert engine.statistics().generated_tokens > 0
+
+
+def test_a_reply_that_ended_holds_nothing(demo: LLM, start: Start) -> None:
+    """Not even until Python looks for cycles: it does not know how large caches are."""
+    engine, lane = start(demo)
+    gc.collect()
+    gc.disable()
+    try:
+        asked = [
+            submit(engine, lane, demo, "What is 27 + 58?", temperature=0.0, max_tokens=20)
+            for _ in range(3)
+        ]
+        for one in asked:
+            assert one.completion().token_ids
+        cancelled = endless(engine, lane, demo)
+        cancelled.inbox.wait_for_events(1)
+        cancelled.ticket.cancel()
+        wait_until(lambda: not lane.busy)
+        assert [one for one in gc.get_objects() if isinstance(one, Reply | Slot)] == []
+    finally:
+        gc.enable()
+
+
+def test_an_idle_engine_gives_memory_back_once(
+    demo: LLM, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    monkeypatch.setattr("mlx_qwen3.engine.engine._IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("mlx_qwen3.engine.heap.release", lambda: given.append(time.monotonic()))
+    engine, lane = start(demo)
+    for times in (1, 2, 3):  # before the first request, and after each
+        wait_until(lambda times=times: len(given) >= times)  # type: ignore[misc]
+        time.sleep(0.1)
+        assert len(given) == times
+        submit(engine, lane, demo, "Hello", temperature=0.0, max_tokens=2).completion()
