@@ -4,14 +4,13 @@ Two dozen clients send requests of every kind: good ones, malformed ones, some t
 in the middle of a stream, some whose clients have no patience. Good ones are asked alone first;
 in company they must be answered the same.
 
-Memory is compared with that after a first hundred requests of the same mixture: until then the
-caches for prompts and MLX's own fill up, each to its bound.
+Memory is that of the idle process, compared with what it was after a first hundred requests of the
+same mixture: until then the cache for prompts fills up to its bound, and the libraries make theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
@@ -39,7 +38,11 @@ DIFFERENT = 60  # questions
 GROWTH = 0.05
 SEED = int(os.environ.get("MLX_QWEN3_SOAK_SEED", "0"))
 
-Known = list[tuple[Question, Outcome]]
+IDLE = 3.0  # seconds, in which a server that has nothing to do gives memory back
+
+# Questions, and what their answers come to when nobody else asks: whole, and streamed. They are
+# the same but for a call that was cut off, which a stream has begun when that turns out.
+Known = list[tuple[Question, dict[str, Outcome]]]
 # Sends one request, and raises AssertionError for what is wrong with the answer.
 Send = Callable[[httpx.AsyncClient, random.Random, Known], Any]
 
@@ -53,32 +56,28 @@ async def client_of(server: Started) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def ask_whole(client: httpx.AsyncClient, question: Question) -> Outcome:
+async def whole(client: httpx.AsyncClient, question: Question) -> Outcome:
     answer = await client.post(question.path, json=question.body)
     assert answer.status_code == 200, answer.text
     return WHOLE[question.path](answer.json())
 
 
-async def ask_streamed(client: httpx.AsyncClient, question: Question) -> Outcome:
+async def streamed(client: httpx.AsyncClient, question: Question) -> Outcome:
     answer = await client.post(question.path, json=question.streamed())
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/event-stream")
     return STREAMED[question.path](frames(answer.content))
 
 
+HOW = {"whole": whole, "streamed": streamed}
+
 # --- what is sent
 
 
-async def same(
-    client: httpx.AsyncClient,
-    rng: random.Random,
-    known: Known,
-    *,
-    ask: Callable[[httpx.AsyncClient, Question], Any],
-) -> None:
+async def same(client: httpx.AsyncClient, rng: random.Random, known: Known, *, how: str) -> None:
     question, alone = rng.choice(known)
-    found = await ask(client, question)
-    assert found == alone, f"{question}\nin company: {found}\nalone: {alone}"
+    found = await HOW[how](client, question)
+    assert found == alone[how], f"{question}\nin company: {found}\nalone: {alone[how]}"
 
 
 async def refused(client: httpx.AsyncClient, rng: random.Random, known: Known) -> None:
@@ -119,8 +118,8 @@ async def looked_up(client: httpx.AsyncClient, rng: random.Random, known: Known)
 
 
 SENDS: dict[str, tuple[int, Send]] = {
-    "whole": (30, partial(same, ask=ask_whole)),
-    "streamed": (36, partial(same, ask=ask_streamed)),
+    "whole": (30, partial(same, how="whole")),
+    "streamed": (36, partial(same, how="streamed")),
     "malformed": (14, refused),
     "abandoned": (12, abandoned),
     "impatient": (4, impatient),
@@ -170,25 +169,24 @@ def metrics(server: Started) -> dict[str, float]:
 
 
 def settled(server: Started) -> dict[str, float]:
-    """The figures once nothing runs any more."""
+    """The figures once nothing runs any more, and the server knows it."""
     deadline = time.monotonic() + PATIENCE
-    while True:
-        found = metrics(server)
-        if not found["running"] and not found["queue_depth"]:
-            return found
+    while (found := metrics(server))["running"] or found["queue_depth"]:
         assert time.monotonic() < deadline, found
         time.sleep(0.1)
+    time.sleep(IDLE)
+    return metrics(server)
 
 
 async def alone(server: Started) -> Known:
     """Every question and its answer when nobody else asks anything."""
     async with client_of(server) as client:
         asked = questions(random.Random(SEED), DIFFERENT)
-        return [(one, await ask_whole(client, one)) for one in asked]
+        return [(one, {name: await ask(client, one) for name, ask in HOW.items()}) for one in asked]
 
 
 def test_a_thousand_requests_of_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    with started("--log-level", "warning") as server:
+    with started("--model", "demo", "--log-level", "warning") as server:
         soak = Soak(asyncio.run(alone(server)))
         asyncio.run(soak.run(server, range(WARM_UP)))
         before, start = settled(server), time.monotonic()
@@ -203,10 +201,9 @@ def test_a_thousand_requests_of_every_kind(capsys: pytest.CaptureFixture[str]) -
     grown = after["process_resident_memory_bytes"] / before["process_resident_memory_bytes"] - 1
     with capsys.disabled():
         print(f"\n{dict(soak.sent)}, {REQUESTS} of them in {seconds:.0f} s; memory {grown:+.1%}")
-        print(json.dumps({name: [before[name], after[name]] for name in sorted(after)}, indent=1))
     assert soak.wrong == []
     assert (health.status_code, health.json()["status"]) == (200, "ready")
     assert logged == ""
     assert after["kv_bytes"] == 0
-    assert (after["engine_restarts_total"], after["engine_failures_total"]) == (0, 0)
+    assert (after["engine_restarts_total"], after["reply_failures_total"]) == (0, 0)
     assert grown <= GROWTH
