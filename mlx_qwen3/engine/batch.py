@@ -96,4 +96,4 @@ def _draw(slot: Slot, logits: mx.array, drawn: dict[Slot, Sample], failures: Fai
     try:
         drawn[slot] = slot.draw(logits)
     except Qwen3Error as exc:  # said what its grammar does not allow
-        failures[slot] = exc
+        failures[slot] = exc.with_traceback(None)  # which would hold `failures`, a circle

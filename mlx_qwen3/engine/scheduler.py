@@ -310,4 +310,6 @@ class Scheduler:
         try:
             self._end(job, failed=True)
         finally:
-            job.send(error if own else EngineError(f"the reply failed: {one_line(error)}"))
+            # Its traceback would hold what ran beside it for as long as anybody holds the error.
+            said = error if own else EngineError(f"the reply failed: {one_line(error)}")
+            job.send(said.with_traceback(None))

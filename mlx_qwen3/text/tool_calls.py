@@ -190,12 +190,11 @@ def _load_repaired(text: str, truncated: bool) -> Any:
     """JSON, else what it becomes by repairs that cannot change its meaning."""
     try:
         return _load(text)
-    except ValueError as exc:
-        first = exc
-    for repaired in repairs(text, truncated):
-        with suppress(ValueError):
-            return _load(repaired, strict=False)
-    raise ValueError(f"is not valid JSON: {first}") from first
+    except ValueError as exc:  # under no other name: that would hold all callers until a collection
+        for repaired in repairs(text, truncated):
+            with suppress(ValueError):
+                return _load(repaired, strict=False)
+        raise ValueError(f"is not valid JSON: {exc}") from exc
 
 
 def repairs(text: str, truncated: bool) -> Iterator[str]:

@@ -381,6 +381,8 @@ def test_a_reply_that_ended_holds_nothing(demo: LLM, start: Start) -> None:
         ]
         for one in asked:
             assert one.completion().token_ids
+        cut = {"tools": [CLOCK], "tool_choice": "required", "thinking": False, "max_tokens": 12}
+        assert submit(engine, lane, demo, "What time is it in Rome?", **cut).completion()
         cancelled = endless(engine, lane, demo)
         cancelled.inbox.wait_for_events(1)
         cancelled.ticket.cancel()
