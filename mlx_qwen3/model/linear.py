@@ -22,10 +22,6 @@ _UNPACK_BYTES = 64 << 20
 # is multiplied dense even by one row: tiny models are slow to unpack and slow to multiply packed.
 # No release has matrices this small.
 _KEEP_BYTES = 2 << 20
-# Multiplications of one product from which OpenBLAS divides it among threads. For one row that is
-# about as slow as doing without them, and many times slower while other programs want the cores:
-# each product waits until a second thread is let run.
-_THREADED_FROM = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ class QuantizedLinear(Module):
     def _dense(self, x: mx.array) -> mx.array:
         """Multiply dense, a block of rows at a time so that the unpacked copy stays small."""
         if self._stays_unpacked(x.dtype):
-            return self._kept_dense(x)
+            return x @ _for_rows_of(x, self._keep().T)
         step = max(256, _UNPACK_BYTES // (x.shape[-1] * x.dtype.size))
         if step >= self.out_dims:
             return x @ self._unpack(slice(None)).T
@@ -158,16 +154,6 @@ class QuantizedLinear(Module):
             for start in range(0, self.out_dims, step)
         ]
         return mx.concatenate(blocks, axis=-1)
-
-    def _kept_dense(self, x: mx.array) -> mx.array:
-        """Multiply by the kept matrix; one row by as much of it at a time as one thread takes."""
-        matrix = self._keep()
-        step = _THREADED_FROM // x.shape[-1] if x.shape[-2] == 1 else self.out_dims
-        parts = [
-            x @ _for_rows_of(x, matrix[start : start + step].T)
-            for start in range(0, self.out_dims, step)
-        ]
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
 AnyLinear = Linear | QuantizedLinear

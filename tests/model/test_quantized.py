@@ -292,22 +292,6 @@ def test_a_wide_matrix_is_unpacked_in_blocks(monkeypatch: pytest.MonkeyPatch) ->
     assert_close(np.array(always(x)), np.array(never(x)), 1e-5)
 
 
-def test_one_row_is_multiplied_in_parts_too_small_for_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By itself and in company it is the same bits; the last part is smaller than the others."""
-    monkeypatch.setattr("mlx_qwen3.model.linear._THREADED_FROM", 64 * 70)
-    keys = mx.random.split(mx.random.key(0), 2)
-    packed = mx.quantize(mx.random.normal((200, 64), key=keys[0]), group_size=64, bits=4)
-    x = mx.random.normal((3, 1, 64), key=keys[1])
-    never = QuantizedLinear(*packed, Quantization(64, 4))
-    always = QuantizedLinear(*packed, Quantization(64, 4), dense_from=1)
-    together = np.array(always(x))
-    assert_close(together, np.array(never(x)), 1e-5)
-    for row in range(3):
-        assert np.array_equal(np.array(always(x[row : row + 1]))[0], together[row])
-
-
 def test_a_folder_from_mlx_lm_convert_generates(
     mlx_lm_utils: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
