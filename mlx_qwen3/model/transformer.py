@@ -14,7 +14,8 @@ from typing import Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mlx_qwen3.model.cache import Cache, LayerCache, Mask, kv_group_size, make_layer_cache
+from mlx_qwen3.model.attention import Mask
+from mlx_qwen3.model.cache import Cache, LayerCache, kv_group_size, make_layer_cache
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.experts import Experts, ExpertTraffic, SparseMLP
 from mlx_qwen3.model.linear import AnyLinear, ParallelLinear, nbytes
@@ -155,6 +156,7 @@ class Transformer(Module):
                     keep=0 if slides or max_kv_size is None else keep,
                     kv_bits=kv_bits,
                     max_tokens=max_tokens,
+                    score_bytes=self.operations.score_bytes,
                 )
             )
         return Cache(layers)
