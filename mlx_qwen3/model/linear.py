@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -156,7 +156,23 @@ class QuantizedLinear(Module):
         return mx.concatenate(blocks, axis=-1)
 
 
-AnyLinear = Linear | QuantizedLinear
+class AnyLinear(Protocol):
+    """A projection, wherever its matrix is and however it is stored."""
+
+    bias: mx.array | None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (..., in) -> (..., out)."""
+        ...
+
+    @property
+    def out_dims(self) -> int:
+        """Rows of the matrix."""
+        ...
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Rows of the matrix: (...) -> (..., in)."""
+        ...
 
 
 def _is_step_of_many(x: mx.array) -> bool:
