@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mlx_qwen3.errors import OptionError
+from mlx_qwen3.model.agreement import Digests, require_same
 from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.peers import Peers
@@ -18,7 +19,7 @@ Parallel = Literal["tensor"]
 
 
 def load_part(
-    folder: str | Path, parallel: Parallel, peers: Peers, *, dtype: str | None = None
+    folder: str | Path, parallel: str, peers: Peers, *, dtype: str | None = None
 ) -> Transformer:
     """This process's part of a model, which computes with the others what the whole one does.
 
@@ -29,7 +30,9 @@ def load_part(
     if parallel not in get_args(Parallel):
         names = ", ".join(get_args(Parallel))
         raise OptionError(f"parallel is {parallel!r}; expected one of {names}")
-    return _tensor_parallel(*open_folder(folder, dtype), peers)
+    config, checkpoint, policy = open_folder(folder, dtype)
+    require_same(Digests.of(Path(folder), checkpoint), peers)
+    return _tensor_parallel(config, checkpoint, policy, peers)
 
 
 def _tensor_parallel(

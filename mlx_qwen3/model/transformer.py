@@ -77,8 +77,7 @@ class Transformer(Module):
         )
         source.settle(self.embed_tokens)
         self.layers = [
-            TransformerLayer(config, index, rope.attention_factor, source)
-            for index in self._held
+            TransformerLayer(config, index, rope.attention_factor, source) for index in self._held
         ]
         self.norm = make_norm("model.norm", config, source)
         if not config.tie_word_embeddings:
