@@ -84,7 +84,7 @@ MemoryBudget = Annotated[
 
 Parallel = Annotated[
     str | None,
-    typer.Option(help="tensor: share the model with the processes of mlx.launch."),
+    typer.Option(help="tensor or pipeline: share the model with the processes of mlx.launch."),
 ]
 
 # Parameters of a command that bear the names of LLM.stream's.

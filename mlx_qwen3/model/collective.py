@@ -10,7 +10,7 @@ from mlx_qwen3.model.linear import AnyLinear
 from mlx_qwen3.model.peers import Peers
 
 
-class SummedLinear(Module):
+class SummedLinear(AnyLinear):
     """A projection whose inputs are spread over the processes: the sum of what each makes of its.
 
     bias: of the whole, added once.
@@ -59,18 +59,17 @@ class SummedExperts(Module):
         return self.part.idle_bytes(top_k)
 
 
-class SharedVocabulary(Module):
+class SharedVocabulary(AnyLinear):
     """An embedding or a head of whose rows each process has some, the same number but the last.
 
-    part: the rows from `start` on. share: rows of each process. out_dims: rows in all.
+    part: the rows from `start` on. share: rows of each process. out_dims: all rows.
     """
-
-    bias: mx.array | None = None
 
     def __init__(self, part: AnyLinear, start: int, share: int, out_dims: int, peers: Peers):
         super().__init__()
         self.part = part
-        self.out_dims = out_dims
+        self.bias = None
+        self._out_dims = out_dims
         self._start = start
         self._share = share
         self._peers = peers
@@ -82,7 +81,12 @@ class SharedVocabulary(Module):
         if short:  # what is gathered is equally long
             mine = mx.pad(mine, [(0, 0)] * (mine.ndim - 1) + [(0, short)])
         all_parts = mx.moveaxis(self._peers.all_gather(mine), 0, -2)  # (..., size, share)
-        return all_parts.reshape(*x.shape[:-1], -1)[..., : self.out_dims]
+        return all_parts.reshape(*x.shape[:-1], -1)[..., : self._out_dims]
+
+    @property
+    def out_dims(self) -> int:
+        """Tokens of the whole vocabulary."""
+        return self._out_dims
 
     def rows(self, ids: mx.array) -> mx.array:
         """(...) -> (..., in): whoever has a row adds it to everybody's zeros."""

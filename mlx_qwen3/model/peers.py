@@ -7,6 +7,7 @@ graph and come in the same order everywhere, because everywhere the same graph i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 
@@ -95,13 +96,13 @@ class Peers:
     def share_number(self, number: int) -> int:
         """Rank 0's number (0 to 2^64 - 1), everywhere. Waits for it."""
         digits = [number >> shift & (1 << _DIGITS) - 1 for shift in range(0, 64, _DIGITS)]
-        shared = self.share(mx.array(digits, mx.int32)).tolist()
-        return sum(int(digit) << _DIGITS * place for place, digit in enumerate(shared))  # type: ignore[arg-type]
+        shared: Any = self.share(mx.array(digits, mx.int32)).tolist()
+        return sum(int(digit) << _DIGITS * place for place, digit in enumerate(shared))
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Everybody's message, by rank. Messages are equally long. Waits for them."""
-        gathered = self.all_gather(mx.array(list(message), mx.uint8))
-        return [bytes(row) for row in gathered.tolist()]  # type: ignore[arg-type, union-attr]
+        gathered: Any = self.all_gather(mx.array(list(message), mx.uint8)).tolist()
+        return [bytes(row) for row in gathered]
 
     def _count(self, *, reduced: int = 0, gathered: int = 0, sent: int = 0) -> None:
         now = self.traffic

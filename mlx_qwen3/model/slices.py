@@ -55,8 +55,8 @@ def read_part(name: str, info: TensorInfo, cut: Cut) -> mx.array:
     """
     stored, taken_for = _DTYPES[info.dtype]
     whole = np.memmap(info.file, stored, "r", offset=info.offset, shape=info.shape)
-    others = (slice(None),) * (-1 - cut.axis)
-    parts = [whole[(..., span, *others)] for span in cut.of(name, info)]
+    rows = np.moveaxis(whole, cut.axis, 0)  # a view: nothing is read yet
+    parts = [np.moveaxis(rows[span], 0, cut.axis) for span in cut.of(name, info)]
     part = np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, cut.axis)
     array = mx.array(part)
     return array if taken_for is None else array.view(taken_for)

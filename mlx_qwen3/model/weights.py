@@ -173,10 +173,11 @@ class CheckpointSource:
 
     def finish(self) -> None:
         """Raise WeightsError if the checkpoint has tensors that no part of the model asked for."""
+        self._inventory.refuse_unclaimed(self._is_needless)
+
+    def _is_needless(self, name: str) -> bool:
         tied = self._config.tie_word_embeddings
-        self._inventory.refuse_unclaimed(
-            lambda name: name.endswith(_IGNORED) or (tied and name.startswith("lm_head."))
-        )
+        return name.endswith(_IGNORED) or (tied and name.startswith("lm_head."))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> mx.array:
         self._inventory.claim(name, shape)
