@@ -69,8 +69,14 @@ class Peers:
         return cls(group)
 
     def all_sum(self, x: mx.array) -> mx.array:
-        """The sum of everybody's x: one shape and dtype everywhere."""
+        """The sum of everybody's x: one shape and dtype everywhere.
+
+        Two processes hand each other all of x: as many bytes as a sum, in one round, not two.
+        """
         self._count(reduced=x.nbytes)
+        if self.size == 2:
+            both = mx.distributed.all_gather(x[None], group=self._group)
+            return both[0] + both[1]
         return mx.distributed.all_sum(x, group=self._group)
 
     def all_gather(self, x: mx.array) -> mx.array:
