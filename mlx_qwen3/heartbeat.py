@@ -85,12 +85,12 @@ class Heartbeat:
     def close(self, *, failed: bool = False) -> None:
         """Say that this process is done, or has failed and said why, and listen no more."""
         self._stopped.set()
+        self._thread.join()
         for line in self._lines:
             line.say(_FAILED if failed else _DONE)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        for line in self._lines:
             line.socket.close()
+        self._lines.clear()
+        self._selector.close()
 
     def _watch(self) -> None:
         said = 0.0
@@ -129,6 +129,7 @@ class Heartbeat:
         if _DONE in signs:
             self._selector.unregister(line.socket)
             self._lines.remove(line)
+            line.socket.close()
         elif not signs:
             return line.rank, f"{line.name} has ended"
         return None

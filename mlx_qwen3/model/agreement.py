@@ -17,7 +17,7 @@ from mlx_qwen3.model.checkpoint import Checkpoint
 from mlx_qwen3.model.peers import Peers
 
 # Headers of a model and of its fine-tune are the same: of some tensors the first bytes count too.
-_SAMPLED_TENSORS, _SAMPLED_BYTES = 64, 4096
+_SAMPLED_TENSORS, _SAMPLED_BYTES = 256, 4096
 _TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -58,8 +58,9 @@ def _weights(checkpoint: Checkpoint) -> bytes:
     """Names, types and shapes of all tensors, and a few bytes of some."""
     names = sorted(checkpoint)
     entries = [f"{name} {(i := checkpoint.tensors[name]).dtype} {i.shape}" for name in names]
-    step = max(len(names) // _SAMPLED_TENSORS, 1)
-    return _digest("\n".join(entries).encode(), *(_start(checkpoint, n) for n in names[::step]))
+    # Drawn by lot, the same everywhere: every n-th could always be of the same kind.
+    drawn = sorted(names, key=lambda name: _digest(name.encode()))[:_SAMPLED_TENSORS]
+    return _digest("\n".join(entries).encode(), *(_start(checkpoint, name) for name in drawn))
 
 
 def _start(checkpoint: Checkpoint, name: str) -> bytes:
