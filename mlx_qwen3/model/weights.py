@@ -34,6 +34,8 @@ from mlx_qwen3.model.transformer import Transformer
 if TYPE_CHECKING:
     from mlx_qwen3.model.expert_store import ExpertStore
 
+# Bytes of everything in memory up to which a product is too small for several threads.
+_ONE_THREAD_BELOW = 64 << 20
 _MODES = ("affine", *SCALED_MODES.values())
 # Tensors that published checkpoints carry and no model needs.
 _IGNORED = (".rotary_emb.inv_freq",)
@@ -58,6 +60,7 @@ def load_model(
     layer_bytes = model.bytes_per_token() / config.num_hidden_layers
     if policy.compiles_step(layer_bytes, streamed=plan is not None):
         model.step = CompiledStep(model)
+    device.blas.use_threads(1 if mx.get_active_memory() < _ONE_THREAD_BELOW else None)
     return model
 
 
