@@ -149,7 +149,10 @@ class LLM:
             if parallel is None:
                 model = load_model(folder, dtype=dtype, residency=residency)
             else:
-                _refuse_with_parallel(experts=experts, memory_budget=memory_budget)
+                kept = prefix_cache if isinstance(prefix_cache, PrefixCache) else None
+                _refuse_with_parallel(
+                    experts=experts, memory_budget=memory_budget, prefix_cache=kept
+                )
                 model = _load_part(Path(folder), parallel, peers, dtype)
             tokenizer = text.result()
         config = _read_generation_config(Path(folder))
@@ -175,6 +178,8 @@ class LLM:
 
     @draft.setter
     def draft(self, draft: LLM | None) -> None:
+        if self.model.peers is not None:
+            _refuse_with_parallel(draft=draft)
         self._speculator(draft)
         self._draft = draft
 
@@ -384,7 +389,7 @@ class LLM:
     ) -> Speculation:
         """Who proposes tokens. Raises OptionError."""
         if self.model.peers is not None:  # when it pays is measured, and measured differently
-            _refuse_with_parallel(speculation=None if wanted in (False, "off") else wanted)
+            _refuse_with_parallel(speculation=wanted or None, draft=draft)
             return "off"
         if wanted is None:
             possible = self._speculator(draft).possible
@@ -467,17 +472,18 @@ class LLM:
 
 
 def _load_part(folder: Path, parallel: str, peers: Peers | None, dtype: str | None) -> Transformer:
-    from mlx_qwen3.model.parallel import load_part  # needs numpy, which takes its time to import
+    # Needs numpy, which takes its time to import.
+    from mlx_qwen3.model.parallel import load_part, refuse_unknown
 
+    refuse_unknown(parallel)
     return load_part(folder, parallel, peers or Peers.join(), dtype=dtype)
 
 
 def _refuse_with_parallel(**options: Any) -> None:
     for name, value in options.items():
-        if value is not None:
+        if value not in (None, "off"):
             raise OptionError(
-                f"{name} is {value!r}, which a model spread over processes cannot have; leave "
-                "it out, or parallel"
+                f"a model spread over processes (parallel) takes no {name}; leave one of them out"
             )
 
 

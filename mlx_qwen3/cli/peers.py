@@ -22,8 +22,10 @@ def joined(parallel: str | None) -> Iterator[Peers | None]:
         yield None
         return
     from mlx_qwen3.heartbeat import Heartbeat
+    from mlx_qwen3.model.parallel import refuse_unknown
     from mlx_qwen3.model.peers import Peers
 
+    refuse_unknown(parallel)
     peers = Peers.join()
     heartbeat = Heartbeat.among(peers.rank, peers.size, peers.exchange, _end)
     try:

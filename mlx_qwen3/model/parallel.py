@@ -31,12 +31,17 @@ def load_part(
     Raises PeerError where the model cannot be split so or the processes differ, OptionError,
     and what `load_model` does.
     """
-    if parallel not in get_args(Parallel):
-        names = ", ".join(get_args(Parallel))
-        raise OptionError(f"parallel is {parallel!r}; expected one of {names}")
+    refuse_unknown(parallel)
     config, checkpoint, policy = open_folder(folder, dtype)
     require_same(Digests.of(Path(folder), checkpoint), peers)
     return _LOADERS[parallel](config, checkpoint, policy, peers)
+
+
+def refuse_unknown(parallel: str) -> None:
+    """Raise OptionError for what is no Parallel."""
+    if parallel not in get_args(Parallel):
+        names = ", ".join(get_args(Parallel))
+        raise OptionError(f"parallel is {parallel!r}; expected one of {names}")
 
 
 def _tensor_parallel(

@@ -16,11 +16,19 @@ Process = subprocess.Popen[str]
 
 def start(commands: Sequence[Sequence[str]], folder: Path) -> list[Process]:
     """One process per command (Python's arguments), in a ring over the loopback device."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(len(commands))]
+    return start_ring([[sys.executable, *command] for command in commands], addresses, folder)
+
+
+def start_ring(
+    commands: Sequence[Sequence[str]], addresses: Sequence[str], folder: Path
+) -> list[Process]:
+    """One process per command, which listens at its address ("host:port")."""
     hosts = folder / "ring.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(len(commands))]))
+    hosts.write_text(json.dumps([[address] for address in addresses]))
     return [
         subprocess.Popen(
-            [sys.executable, *command],
+            list(command),
             env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
