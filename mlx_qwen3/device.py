@@ -54,6 +54,19 @@ class Blas:
     def fast(self) -> bool:
         return self.state in ("loaded", "builtin")
 
+    def use_threads(self, count: int | None) -> None:
+        """So many threads for each product; None: one for each processor.
+
+        Of OpenBLAS only, and not where OPENBLAS_NUM_THREADS says what the user wants. Its threads
+        wait for each other by spinning: products that take microseconds lose more than they win,
+        and lose everything where other programs want the processors, too.
+        """
+        if self.library is None or "OPENBLAS_NUM_THREADS" in os.environ:
+            return
+        set_threads = getattr(ctypes.CDLL(self.library), "openblas_set_num_threads", None)
+        if set_threads is not None:
+            set_threads(count or os.cpu_count() or 1)
+
 
 @functools.cache
 def prepare() -> Blas:

@@ -13,6 +13,7 @@
     ├── CacheFullError           more tokens than a cache was made for
     ├── DeviceError              this machine cannot do what was asked
     ├── BusyError                no room for one more reply now; says when to ask again
+    ├── PeerError                processes of one model that are missing, differ or went away
     ├── EngineError              the engine failed while it worked on a reply
     └── McpError                 a list of MCP servers that cannot be read, or no SDK to reach them
 
@@ -74,6 +75,10 @@ class BusyError(Qwen3Error):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class PeerError(Qwen3Error):
+    """Processes that one model is spread over are missing, differ, or went away."""
 
 
 class EngineError(Qwen3Error):

@@ -36,6 +36,7 @@ from mlx_qwen3.generation.sampling import SamplingParams
 from mlx_qwen3.generation.speculator import Speculator, refuse_other_vocabulary
 from mlx_qwen3.hub import resolve
 from mlx_qwen3.model.config import token_ids
+from mlx_qwen3.model.peers import Peers
 from mlx_qwen3.model.residency import Residency, spare_bytes
 from mlx_qwen3.model.transformer import Transformer
 from mlx_qwen3.model.weights import load_model
@@ -65,6 +66,7 @@ def load(
     draft: str | Path | None = None,
     experts: str | None = None,
     memory_budget: str | int | None = None,
+    parallel: str | None = None,
 ) -> LLM:
     """Load a model by short name ("0.6b", "demo"), repo id or folder; download it if need be.
 
@@ -75,8 +77,11 @@ def load(
     experts: "resident", or "streamed" from disk as far as they do not fit the budget; None:
     streamed where the model does not fit otherwise. memory_budget: bytes, or a size such as
     "6GB", for weights, context and work together; None: what this device can spare.
+    parallel: "tensor" spreads the model over the processes that `mlx.launch` started, which all
+    make the same calls; replies are then read anew, and nothing is speculated or streamed.
     Raises ModelNotFoundError, CheckpointError (ConfigError, WeightsError, TokenizerError),
-    OptionError for a draft of another vocabulary, DeviceError for a budget that is too small.
+    OptionError for a draft of another vocabulary, DeviceError for a budget that is too small,
+    PeerError where processes are missing or differ.
     """
     folder = resolve(model, revision=revision)
     llm = LLM.from_folder(
@@ -85,6 +90,7 @@ def load(
         prefix_cache=prefix_cache,
         experts=experts,
         memory_budget=memory_budget,
+        parallel=parallel,
     )
     if draft is not None:
         llm.draft = LLM.from_folder(resolve(draft), dtype=dtype)
@@ -128,19 +134,31 @@ class LLM:
         prefix_cache: bool | PrefixCache = False,
         experts: str | None = None,
         memory_budget: str | int | None = None,
+        parallel: str | None = None,
+        peers: Peers | None = None,
     ) -> LLM:
         """Load a model folder in Hugging Face or MLX layout. Arguments and errors are `load`'s.
 
         Here nothing is kept between replies unless prefix_cache says so.
+        peers: the processes of `parallel`, where they are joined already.
         """
         start = time.perf_counter()
         residency = Residency.of(experts, memory_budget)
         with ThreadPoolExecutor(1) as pool:  # meanwhile: weights are mostly waited for
             text = pool.submit(_load_text, Path(folder))
-            model = load_model(folder, dtype=dtype, residency=residency)
+            if parallel is None:
+                model = load_model(folder, dtype=dtype, residency=residency)
+            else:
+                kept = prefix_cache if isinstance(prefix_cache, PrefixCache) else None
+                _refuse_with_parallel(
+                    experts=experts, memory_budget=memory_budget, prefix_cache=kept
+                )
+                model = _load_part(Path(folder), parallel, peers, dtype)
             tokenizer = text.result()
         config = _read_generation_config(Path(folder))
         settings = PrefixCache() if prefix_cache is True else prefix_cache
+        if model.peers is not None:  # what one process kept, another may have let go
+            settings = False
         budgeted = memory_budget is not None or model.expert_traffic is not None
         if settings and budgeted and settings.memory_bytes is None:
             settings = replace(settings, memory_bytes=spare_bytes(residency, Device.current()))
@@ -160,6 +178,8 @@ class LLM:
 
     @draft.setter
     def draft(self, draft: LLM | None) -> None:
+        if self.model.peers is not None:
+            _refuse_with_parallel(draft=draft)
         self._speculator(draft)
         self._draft = draft
 
@@ -368,6 +388,9 @@ class LLM:
         self, wanted: Speculation | Literal[False] | None, draft: LLM | None
     ) -> Speculation:
         """Who proposes tokens. Raises OptionError."""
+        if self.model.peers is not None:  # when it pays is measured, and measured differently
+            _refuse_with_parallel(speculation=wanted or None, draft=draft)
+            return "off"
         if wanted is None:
             possible = self._speculator(draft).possible
             return "off" if not possible else "lookup" if draft is None else "draft"
@@ -446,6 +469,22 @@ class LLM:
     @cached_property
     def _worker(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx-qwen3")
+
+
+def _load_part(folder: Path, parallel: str, peers: Peers | None, dtype: str | None) -> Transformer:
+    # Needs numpy, which takes its time to import.
+    from mlx_qwen3.model.parallel import load_part, refuse_unknown
+
+    refuse_unknown(parallel)
+    return load_part(folder, parallel, peers or Peers.join(), dtype=dtype)
+
+
+def _refuse_with_parallel(**options: Any) -> None:
+    for name, value in options.items():
+        if value not in (None, "off"):
+            raise OptionError(
+                f"a model spread over processes (parallel) takes no {name}; leave one of them out"
+            )
 
 
 def _load_text(folder: Path) -> Tokenizer:

@@ -66,6 +66,7 @@ class FakeModel:
 
     dtype = mx.float32
     expert_traffic = None
+    peers = None
 
     def __init__(
         self,

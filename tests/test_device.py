@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,17 @@ def test_this_machine() -> None:
     current = Device.current()
     assert current.chip
     assert 0 < current.memory_limit <= current.memory_size
+
+
+@pytest.mark.skipif(not Device.current().blas.library, reason="OpenBLAS is not loaded here")
+def test_small_models_take_one_thread_of_openblas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    blas = Device.current().blas
+    threads = ctypes.CDLL(blas.library).openblas_get_num_threads
+    blas.use_threads(1)
+    assert threads() == 1
+    blas.use_threads(None)
+    assert threads() == os.cpu_count()
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")  # somebody decided already
+    blas.use_threads(1)
+    assert threads() == os.cpu_count()

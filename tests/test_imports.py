@@ -23,7 +23,7 @@ LEVELS = (
     {"generation"},
     {"model", "text"},
     {"hub"},
-    {"device", "releases", "demo", "svg", "storage", "sizes"},
+    {"device", "releases", "demo", "svg", "storage", "sizes", "heartbeat"},
     {"config", "errors", "_version"},
 )
 # The package's own __init__ hands everything out, lazily; nobody inside may go through it.

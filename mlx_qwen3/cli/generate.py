@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_qwen3.cli import options
+from mlx_qwen3.cli.peers import is_silent, joined
 
 if TYPE_CHECKING:
     from mlx_qwen3.llm import LLM
@@ -58,6 +59,7 @@ def generate(
     experts: options.Experts = None,
     memory_budget: options.MemoryBudget = None,
     dtype: options.Dtype = None,
+    parallel: options.Parallel = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer one prompt, streamed."""
@@ -72,10 +74,25 @@ def generate(
     kept = options.prefix_cache(no_prefix_cache, prefix_cache_size)
     text = read_stdin() if prompt == "-" else prompt
     question = text if raw else _messages(text.removesuffix("\n"), system)
-    llm = options.open_model(
-        model, dtype, kept, draft, experts=experts, memory_budget=memory_budget
-    )
-    (_print_json if as_json else _print_stream)(llm, question, arguments)
+    with joined(parallel) as peers:
+        llm = options.open_model(
+            model,
+            dtype,
+            kept,
+            draft,
+            experts=experts,
+            memory_budget=memory_budget,
+            parallel=parallel,
+            peers=peers,
+        )
+        show = _follow if is_silent(peers) else _print_json if as_json else _print_stream
+        show(llm, question, arguments)
+
+
+def _follow(llm: LLM, question: Any, arguments: dict[str, Any]) -> None:
+    """Make the steps of a reply that another process prints."""
+    for _ in llm.stream(question, **arguments):
+        pass
 
 
 def _print_json(llm: LLM, question: Any, arguments: dict[str, Any]) -> None:

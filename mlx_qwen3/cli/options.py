@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from mlx_qwen3.engine.settings import PrefixCache
     from mlx_qwen3.llm import LLM
+    from mlx_qwen3.model.peers import Peers
 
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Short name (0.6b), repo id or folder.")
@@ -79,6 +80,11 @@ Experts = Annotated[
 MemoryBudget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for the model and its work, as in 6GB."),
+]
+
+Parallel = Annotated[
+    str | None,
+    typer.Option(help="tensor or pipeline: share the model with the processes of mlx.launch."),
 ]
 
 # Parameters of a command that bear the names of LLM.stream's.
@@ -151,17 +157,21 @@ def open_model(
     *,
     experts: str | None = None,
     memory_budget: str | None = None,
+    parallel: str | None = None,
+    peers: Peers | None = None,
 ) -> LLM:
     """Load the model a command was given; the demo, with a word about it, when it was none.
 
-    draft: the model to speculate with. experts, memory_budget: as `load` takes them.
+    draft: the model to speculate with. experts, memory_budget, parallel: as `load` takes them.
+    peers: the processes of `parallel`.
     Downloads what is not here yet, with a bar on a terminal. Raises as `mlx_qwen3.load` does,
     and BadParameter for a budget that is no size.
     """
+    from mlx_qwen3.cli.peers import is_silent
     from mlx_qwen3.cli.terminal import note
 
     budget = None if memory_budget is None else size_in_bytes(memory_budget, "--memory-budget")
-    if model is None:
+    if model is None and not is_silent(peers):
         note(DEMO_NOTE)
     name = "demo" if model is None else model
     folder, draft_folder = fetch(name), None if draft is None else fetch(draft)
@@ -169,7 +179,13 @@ def open_model(
     from mlx_qwen3.llm import LLM
 
     llm = LLM.from_folder(
-        folder, dtype=dtype, prefix_cache=prefix_cache, experts=experts, memory_budget=budget
+        folder,
+        dtype=dtype,
+        prefix_cache=prefix_cache,
+        experts=experts,
+        memory_budget=budget,
+        parallel=parallel,
+        peers=peers,
     )
     if llm.model.expert_traffic is not None and experts is None and memory_budget is None:
         note(STREAMED_NOTE)

@@ -59,12 +59,16 @@ class Reply:
         self._request = request
         self._load_seconds = load_seconds
         seed = request.params.seed
+        peers = model.peers
         self._seed = secrets.randbits(64) if seed is None else seed
+        if peers is not None:
+            self._seed = peers.share_number(self._seed)
         self._sampler = Sampler(
             request.params,
             model.config.vocab_size,
             self._seed,
             _think_tags(tokenizer, request),
+            None if peers is None else peers.share,
         )
         self._sampler.observe_prompt(request.prompt_ids)
         # Until `start`: a reply that never begins has nothing to give back.

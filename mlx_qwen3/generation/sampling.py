@@ -200,9 +200,18 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, vocab_size: int, seed: int, tags: ThinkTags | None = None
+        self,
+        params: SamplingParams,
+        vocab_size: int,
+        seed: int,
+        tags: ThinkTags | None = None,
+        share: Callable[[mx.array], mx.array] | None = None,
     ) -> None:
-        """tags: needed for penalties of thinking; None where the model does not think."""
+        """tags: needed for penalties of thinking; None where the model does not think.
+
+        share: makes of what this process drew what all processes of a model take.
+        """
+        self._share = share
         self._params = params
         self._vocab_size = vocab_size
         self._seed = seed
@@ -267,6 +276,8 @@ class Sampler:
             # A bias may ban all that is allowed: what is banned still comes before the rest.
             adjusted = mx.where(allowed, mx.maximum(adjusted, _LEAST), -mx.inf)
         tokens, certain = self._draw(adjusted, tolerance)
+        if self._share is not None:
+            tokens = self._share(tokens)
         if self._params.logprobs is None:
             return RowSample(tokens, certain)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_qwen3.errors import OptionError
-from mlx_qwen3.model.cache import Cache, LayerCache, Mask
+from mlx_qwen3.model.attention import Mask
+from mlx_qwen3.model.cache import Cache, LayerCache
 
 
 class BatchedCache(Cache):

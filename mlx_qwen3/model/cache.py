@@ -19,8 +19,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_qwen3.errors import CacheFullError, OptionError
-
-Mask = mx.array | str | None
+from mlx_qwen3.model.attention import Mask, attend_in_parts
 
 BLOCK = 256  # tokens; the multiple that attention kernels want
 # Tokens kept beyond the window, so that a few may be taken back after old ones were forgotten.
@@ -34,10 +33,16 @@ class LayerCache:
     max_size: tokens attended to (None: all); the first `keep` of the sequence are always among
     them (attention sinks, arXiv:2309.17453), the others are the most recent.
     max_tokens: tokens that may ever be appended; None for no limit.
+    score_bytes: of attention scores held at once; None: attention holds none.
     """
 
     def __init__(
-        self, *, max_size: int | None = None, keep: int = 0, max_tokens: int | None = None
+        self,
+        *,
+        max_size: int | None = None,
+        keep: int = 0,
+        max_tokens: int | None = None,
+        score_bytes: int | None = None,
     ) -> None:
         if max_size is not None and not 0 <= keep < max_size:
             raise OptionError(
@@ -47,6 +52,7 @@ class LayerCache:
         self.max_size = max_size
         self.keep = keep
         self.max_tokens = max_tokens
+        self._score_bytes = score_bytes
         self._buffers: list[mx.array] = []  # each (B, heads, capacity, width)
         self._length = 0  # tokens stored; offset - _length were forgotten
 
@@ -96,8 +102,13 @@ class LayerCache:
         taken before the call. Returns (B, num_heads, L, head_dim).
         """
         kept_keys, kept_values = self.update(keys, values)
-        return mx.fast.scaled_dot_product_attention(
-            queries, kept_keys, kept_values, scale=scale, mask=mask
+        return attend_in_parts(
+            queries,
+            kept_keys,
+            kept_values,
+            scale=scale,
+            mask=mask,
+            score_bytes=self._score_bytes,
         )
 
     def mask(self, length: int) -> Mask:
@@ -233,8 +244,11 @@ class QuantizedLayerCache(LayerCache):
         max_size: int | None = None,
         keep: int = 0,
         max_tokens: int | None = None,
+        score_bytes: int | None = None,
     ) -> None:
-        super().__init__(max_size=max_size, keep=keep, max_tokens=max_tokens)
+        super().__init__(
+            max_size=max_size, keep=keep, max_tokens=max_tokens, score_bytes=score_bytes
+        )
         self.bits = bits
         self.group_size = group_size
 
@@ -360,13 +374,16 @@ def make_layer_cache(
     keep: int = 0,
     kv_bits: int | None = None,
     max_tokens: int | None = None,
+    score_bytes: int | None = None,
 ) -> LayerCache:
     """The cache of one layer: plain, or packed to `kv_bits` (4 or 8).
 
     Raises OptionError for other bits, and for a head_dim no quantization group divides.
     """
     if kv_bits is None:
-        return LayerCache(max_size=max_size, keep=keep, max_tokens=max_tokens)
+        return LayerCache(
+            max_size=max_size, keep=keep, max_tokens=max_tokens, score_bytes=score_bytes
+        )
     if kv_bits not in KV_BITS:
         raise OptionError(f"kv_bits is {kv_bits}; expected 4 or 8 (or nothing, for full precision)")
     return QuantizedLayerCache(
@@ -375,6 +392,7 @@ def make_layer_cache(
         max_size=max_size,
         keep=keep,
         max_tokens=max_tokens,
+        score_bytes=score_bytes,
     )
 
 

@@ -37,7 +37,26 @@ class Quantization:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
-class Linear(Module):
+class AnyLinear(Module):
+    """A projection, wherever its matrix is and however it is stored."""
+
+    bias: mx.array | None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: (..., in) -> (..., out)."""
+        raise NotImplementedError
+
+    @property
+    def out_dims(self) -> int:
+        """Rows of the matrix."""
+        raise NotImplementedError
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Rows of the matrix, as an embedding table is read: (...) -> (..., in)."""
+        raise NotImplementedError
+
+
+class Linear(AnyLinear):
     """y = x W^T + b, W: (out, in)."""
 
     def __init__(self, weight: mx.array, bias: mx.array | None = None) -> None:
@@ -60,7 +79,7 @@ class Linear(Module):
         return self.weight[ids]
 
 
-class QuantizedLinear(Module):
+class QuantizedLinear(AnyLinear):
     """As Linear, with W packed: weight (out, in * bits / 32) uint32, scales (out, groups).
 
     dtype: what W is unpacked to; None: the dtype of the scales, or MLX's own for 8-bit scales.
@@ -154,9 +173,6 @@ class QuantizedLinear(Module):
             for start in range(0, self.out_dims, step)
         ]
         return mx.concatenate(blocks, axis=-1)
-
-
-AnyLinear = Linear | QuantizedLinear
 
 
 def _is_step_of_many(x: mx.array) -> bool:

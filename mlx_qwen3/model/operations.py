@@ -21,16 +21,19 @@ class Operations:
     """gate: act(gate) * up of the feed-forward parts.
 
     written_out: spell norms and rotations out for a device that has no kernels for them.
+    score_bytes: see ComputePolicy.
     """
 
     gate: Activation
     written_out: bool = False
+    score_bytes: int | None = None
 
     @classmethod
     def for_policy(cls, hidden_act: str, policy: ComputePolicy) -> Operations:
         """What `policy` wants of a config's hidden_act."""
         written_out = policy.backend == "cpu" and policy.dtype == mx.float32
-        return cls(gated(hidden_act, compiled=policy.compiled), written_out)
+        gate = gated(hidden_act, compiled=policy.compiled)
+        return cls(gate, written_out, policy.score_bytes)
 
     def rms_norm(self, weight: mx.array, eps: float) -> RMSNorm:
         """x / rms(x) * weight over the last axis; weight: (dims,), or (heads, dims)."""

@@ -22,6 +22,7 @@ _CPU_DENSE_FROM = 3  # rows; measured with OpenBLAS on two cores
 # starting of small operations, which a compiled step does twice as fast; at 8 MB (the 0.6B
 # release, 4 bits) no difference was measured.
 _CPU_HOST_BOUND = 4 << 20
+_CPU_SCORE_BYTES = 32 << 20  # up to ten operations are under way, each with its own
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ComputePolicy:
     compile_step_below: bytes of weights read per layer and token up to which a whole decode step
     is compiled; 0: never. A GPU's kernels take longer to run than to build, and an offset that is
     an array costs it one more.
+    score_bytes: of attention scores held at once; None: the device's kernels hold none.
     """
 
     backend: Backend
@@ -41,6 +43,7 @@ class ComputePolicy:
     dense_from: int | None = None
     compiled: bool = False
     compile_step_below: int = 0
+    score_bytes: int | None = None
 
     @classmethod
     def for_device(
@@ -60,6 +63,7 @@ class ComputePolicy:
             dense_from=_CPU_DENSE_FROM if fast_dense else None,
             compiled=not on_cpu,
             compile_step_below=_CPU_HOST_BOUND if compiles else 0,
+            score_bytes=_CPU_SCORE_BYTES if on_cpu else None,
         )
 
     def compiles_step(self, layer_bytes: float, *, streamed: bool) -> bool:

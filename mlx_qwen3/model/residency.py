@@ -71,7 +71,7 @@ class WeightSizes:
         """dtype: of activations, to which everything unpacked is converted."""
         others, layers = 0, dict.fromkeys(_sparse_layers(config), 0)
         for name, info in checkpoint.tensors.items():
-            size = _in_memory(info, dtype)
+            size = bytes_in_memory(info, dtype)
             part = next((part for part in _EXPERTS if part in name), None)
             if part is None:
                 others += size
@@ -222,5 +222,6 @@ def _sparse_layers(config: ModelConfig) -> list[str]:
     return [f"model.layers.{index}.mlp" for index in layers if config.is_sparse(index)]
 
 
-def _in_memory(info: TensorInfo, dtype: mx.Dtype) -> int:
+def bytes_in_memory(info: TensorInfo, dtype: mx.Dtype) -> int:
+    """Of a tensor that is converted to `dtype` if it holds plain numbers."""
     return math.prod(info.shape) * dtype.size if info.dtype in _FLOATS else info.nbytes

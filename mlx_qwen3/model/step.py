@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import mlx.core as mx
 
-from mlx_qwen3.model.cache import Cache, LayerCache, Mask
+from mlx_qwen3.model.attention import Mask
+from mlx_qwen3.model.cache import Cache, LayerCache
 
 if TYPE_CHECKING:
     from mlx_qwen3.model.transformer import Transformer

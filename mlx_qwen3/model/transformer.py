@@ -14,11 +14,13 @@ from typing import Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mlx_qwen3.model.cache import Cache, LayerCache, Mask, kv_group_size, make_layer_cache
+from mlx_qwen3.model.attention import Mask
+from mlx_qwen3.model.cache import Cache, LayerCache, kv_group_size, make_layer_cache
 from mlx_qwen3.model.config import ModelConfig
 from mlx_qwen3.model.experts import Experts, ExpertTraffic, SparseMLP
 from mlx_qwen3.model.linear import AnyLinear, ParallelLinear, nbytes
 from mlx_qwen3.model.operations import Operations, RMSNorm
+from mlx_qwen3.model.peers import Peers
 from mlx_qwen3.model.rope import Rope, Rotation
 from mlx_qwen3.model.step import DecodeStep, PlainStep
 
@@ -54,11 +56,21 @@ class Transformer(Module):
     """A causal language model.
 
     step: one token after what is in a cache, and the logits of the next (step.py).
+    peers: the processes that the model is spread over; None: it is all here.
+    layers: which of its layers are here; None: all.
     """
 
-    def __init__(self, config: ModelConfig, source: TensorSource) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        source: TensorSource,
+        peers: Peers | None = None,
+        layers: range | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.peers = peers
+        self._held = range(config.num_hidden_layers) if layers is None else layers
         self.operations = source.operations
         self.rope = rope = make_rope(config, source)
         self.embed_tokens = source.linear(
@@ -66,8 +78,7 @@ class Transformer(Module):
         )
         source.settle(self.embed_tokens)
         self.layers = [
-            TransformerLayer(config, index, rope.attention_factor, source)
-            for index in range(config.num_hidden_layers)
+            TransformerLayer(config, index, rope.attention_factor, source) for index in self._held
         ]
         self.norm = make_norm("model.norm", config, source)
         if not config.tie_word_embeddings:
@@ -88,15 +99,18 @@ class Transformer(Module):
         """What the head reads, after the last norm: (B, L) -> (B, L, hidden_size)."""
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(token_ids)
         cache = self.make_cache() if cache is None else cache
+        return self.norm(self.run_layers(self.embed_tokens.rows(ids), cache))
+
+    def run_layers(self, x: mx.array, cache: Cache) -> mx.array:
+        """The layers that are here: (B, L, hidden_size) -> the same."""
         masks: dict[tuple[int | None, int], Mask] = {}
-        rotation = self.rope.at(cache.position, ids.shape[1])
-        x = self.embed_tokens.rows(ids)
+        rotation = self.rope.at(cache.position, x.shape[1])
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             kind = (layer_cache.max_size, layer_cache.keep)
             if kind not in masks:
-                masks[kind] = layer_cache.mask(ids.shape[1])
+                masks[kind] = layer_cache.mask(x.shape[1])
             x = layer(x, layer_cache, rotation, masks[kind])
-        return self.norm(x)
+        return x
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -117,7 +131,7 @@ class Transformer(Module):
     def kv_bytes_per_token(self, kv_bits: int | None = None) -> int:
         """Bytes of keys and values that one token adds to a cache of all layers."""
         config = self.config
-        width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        width = 2 * len(self._held) * config.num_key_value_heads * config.head_dim
         bits: float = self.dtype.size * 8
         if kv_bits is not None:  # and a scale and a bias for each group
             bits = kv_bits + 2 * bits / kv_group_size(config.head_dim)
@@ -145,7 +159,7 @@ class Transformer(Module):
         max_tokens: refuse more than this many tokens. Raises OptionError for impossible values.
         """
         layers = []
-        for index in range(self.config.num_hidden_layers):
+        for index in self._held:
             window = self.config.window(index)
             slides = window is not None and (max_kv_size is None or window <= max_kv_size)
             layers.append(
@@ -155,6 +169,7 @@ class Transformer(Module):
                     keep=0 if slides or max_kv_size is None else keep,
                     kv_bits=kv_bits,
                     max_tokens=max_tokens,
+                    score_bytes=self.operations.score_bytes,
                 )
             )
         return Cache(layers)

@@ -34,6 +34,8 @@ from mlx_qwen3.model.transformer import Transformer
 if TYPE_CHECKING:
     from mlx_qwen3.model.expert_store import ExpertStore
 
+# Bytes of everything in memory up to which a product is too small for several threads.
+_ONE_THREAD_BELOW = 64 << 20
 _MODES = ("affine", *SCALED_MODES.values())
 # Tensors that published checkpoints carry and no model needs.
 _IGNORED = (".rotary_emb.inv_freq",)
@@ -49,11 +51,8 @@ def load_model(
     this device can hold. Raises ConfigError, WeightsError (naming the tensor or file),
     OptionError, DeviceError when a budget is too small.
     """
-    raw = read_config(folder)
-    config = ModelConfig.from_dict(raw)
-    _refuse_foreign_quantization(raw, Path(folder))
-    device, checkpoint = Device.current(), Checkpoint.from_folder(folder)
-    policy = ComputePolicy.for_device(device, checkpoint_dtype=config.torch_dtype, dtype=dtype)
+    config, checkpoint, policy = open_folder(folder, dtype)
+    device = Device.current()
     plan = plan_experts(residency or Residency(), config, checkpoint, policy.dtype, device)
     source = CheckpointSource(config, checkpoint, policy, plan)
     model = Transformer(config, source)
@@ -61,7 +60,25 @@ def load_model(
     layer_bytes = model.bytes_per_token() / config.num_hidden_layers
     if policy.compiles_step(layer_bytes, streamed=plan is not None):
         model.step = CompiledStep(model)
+    device.blas.use_threads(1 if mx.get_active_memory() < _ONE_THREAD_BELOW else None)
     return model
+
+
+def open_folder(
+    folder: str | Path, dtype: str | None = None
+) -> tuple[ModelConfig, Checkpoint, ComputePolicy]:
+    """What a model folder holds and how it is computed here, before any tensor is read.
+
+    Arguments and errors are `load_model`'s.
+    """
+    raw = read_config(folder)
+    config = ModelConfig.from_dict(raw)
+    _refuse_foreign_quantization(raw, Path(folder))
+    checkpoint = Checkpoint.from_folder(folder)
+    policy = ComputePolicy.for_device(
+        Device.current(), checkpoint_dtype=config.torch_dtype, dtype=dtype
+    )
+    return config, checkpoint, policy
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -118,7 +135,7 @@ class CheckpointSource:
     def tensor(self, name: str, shape: tuple[int, ...]) -> mx.array:
         """The tensor in the policy's dtype. Raises WeightsError when absent or misshapen."""
         self._inventory.claim_floats(name, shape)
-        return self._checkpoint.take(name).astype(self._policy.dtype)
+        return self._read(name).astype(self._policy.dtype)
 
     def linear(self, name: str, out_dims: int, in_dims: int, *, bias: bool = False) -> AnyLinear:
         """Dense or packed, as the checkpoint has it. Raises WeightsError naming the tensor."""
@@ -159,13 +176,18 @@ class CheckpointSource:
 
     def finish(self) -> None:
         """Raise WeightsError if the checkpoint has tensors that no part of the model asked for."""
+        self._inventory.refuse_unclaimed(self._is_needless)
+
+    def _is_needless(self, name: str) -> bool:
         tied = self._config.tie_word_embeddings
-        self._inventory.refuse_unclaimed(
-            lambda name: name.endswith(_IGNORED) or (tied and name.startswith("lm_head."))
-        )
+        return name.endswith(_IGNORED) or (tied and name.startswith("lm_head."))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> mx.array:
         self._inventory.claim(name, shape)
+        return self._read(name)
+
+    def _read(self, name: str) -> mx.array:
+        """A claimed tensor, as the file has it."""
         return self._checkpoint.take(name)
 
     def _packed(
