@@ -52,9 +52,9 @@ def endless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def api(demo: LLM) -> FakeApi:
+def api() -> FakeApi:
     """What answers the page."""
-    return FakeApi(demo)
+    return FakeApi()
 
 
 @pytest.fixture(scope="module")  # a running Playwright forbids other tests an event loop

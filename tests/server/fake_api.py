@@ -1,7 +1,6 @@
 """The chat page behind a real server, with just enough of an OpenAI API to talk to.
 
-Replies come from the bundled demo model, or, for what that does not say, are played as a test
-wrote them down.
+Replies are played as a test wrote them down: what no model can be relied on to say.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +22,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mlx_qwen3 import LLM
-from mlx_qwen3.errors import ContextOverflowError, OptionError
 from mlx_qwen3.server.assets import page_routes
 
 Chunk = Mapping[str, Any]
-# Options of the API that go to the model as they are.
-OPTIONS = ("temperature", "max_tokens", "thinking_budget", "tools", "seed")
 
 
 @dataclass(frozen=True)
@@ -56,15 +51,17 @@ class Refused:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+NOTHING = Refused(500, "the test wrote no more replies")
+
+
 @dataclass
 class FakeApi:
     """What the server answers with, and what it was asked.
 
-    replies: what comes next; the model answers when there is nothing more. requests: bodies, in
-    order. streaming: replies being made now. key: asked of every request, where there is one.
+    replies: what comes next. requests: bodies, in order. streaming: replies being made now. key:
+    asked of every request, where there is one.
     """
 
-    llm: LLM
     replies: deque[Played | Refused] = field(default_factory=deque)
     requests: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "demo"}])
@@ -93,25 +90,17 @@ class FakeApi:
             return _refusal(Refused(401, "Missing or wrong API key"))
         body = await request.json()
         self.requests.append(body)
-        reply = self.replies.popleft() if self.replies else None
+        reply = self.replies.popleft() if self.replies else NOTHING
         if isinstance(reply, Refused):
             return _refusal(reply)
-        chunks = self._play(reply) if reply else self._generate(body)
-        try:
-            first = await anext(chunks)
-        except ContextOverflowError as exc:
-            return _refusal(Refused(400, str(exc), "context_length_exceeded"))
-        except OptionError as exc:
-            return _refusal(Refused(400, str(exc)))
-        return StreamingResponse(self._stream(first, chunks), media_type="text/event-stream")
+        return StreamingResponse(self._stream(self._play(reply)), media_type="text/event-stream")
 
     def _wants_key(self, request: Request) -> bool:
         return self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}"
 
-    async def _stream(self, first: Chunk, chunks: AsyncIterator[Chunk]) -> AsyncIterator[str]:
+    async def _stream(self, chunks: AsyncGenerator[Chunk, None]) -> AsyncIterator[str]:
         self.streaming += 1
         try:
-            yield _event(first)
             async for chunk in chunks:
                 yield _event(chunk)
             yield "data: [DONE]\n\n"
@@ -119,7 +108,7 @@ class FakeApi:
             self.streaming -= 1
             await chunks.aclose()
 
-    async def _play(self, reply: Played) -> AsyncIterator[Chunk]:
+    async def _play(self, reply: Played) -> AsyncGenerator[Chunk, None]:
         for delta in reply.deltas:
             yield _chunk(delta)
             await asyncio.sleep(reply.pause)
@@ -128,23 +117,6 @@ class FakeApi:
         yield _chunk({}, reply.finish_reason)
         if reply.usage is not None:
             yield {"choices": [], "usage": reply.usage}
-
-    async def _generate(self, body: Chunk) -> AsyncIterator[Chunk]:
-        options = {name: body[name] for name in OPTIONS if name in body}
-        thinking = body.get("chat_template_kwargs", {}).get("enable_thinking")
-        calls = 0
-        events = self.llm.astream(body["messages"], thinking=thinking, **options)
-        async with contextlib.aclosing(events):
-            async for event in events:
-                if event.completion is not None:
-                    yield _chunk({}, event.completion.finish_reason)
-                    yield {"choices": [], "usage": _usage(event.completion.usage)}
-                elif event.tool_call is not None:
-                    yield _chunk({"tool_calls": [_call(calls, event.tool_call)]})
-                    calls += 1
-                else:
-                    name = "content" if event.kind == "answer" else "reasoning_content"
-                    yield _chunk({name: event.text})
 
 
 @contextlib.contextmanager
@@ -175,21 +147,6 @@ def _event(chunk: Chunk) -> str:
 def _chunk(delta: Chunk, finish_reason: str | None = None) -> Chunk:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return {"object": "chat.completion.chunk", "choices": [choice], "usage": None}
-
-
-def _call(index: int, call: Any) -> Chunk:
-    function = {"name": call.name, "arguments": json.dumps(call.arguments)}
-    return {"index": index, "id": f"call_{index}", "type": "function", "function": function}
-
-
-def _usage(usage: Any) -> Chunk:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
 
 
 def _refusal(refused: Refused) -> Response:

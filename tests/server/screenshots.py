@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_qwen3 import load
 from tests.server.browser import chromium, find_chromium
 from tests.server.fake_api import FakeApi, Played, Refused, serving
 
@@ -176,7 +175,7 @@ def main(folder: Path, wanted: list[str]) -> None:
     if path is None:
         sys.exit("no Chromium found; install one, or name it in CHROMIUM")
     folder.mkdir(parents=True, exist_ok=True)
-    api = FakeApi(load("demo"))
+    api = FakeApi()
     with serving(api.app()) as address, chromium(path) as browser:
         for name, (scene, size, scheme) in SCENES.items():
             if wanted and name not in wanted:

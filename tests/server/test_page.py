@@ -1,21 +1,34 @@
-"""The chat page in a real browser, against a real server: what a person does with it."""
+"""The chat page in a real browser: what a person does with it, and what comes of all replies.
+
+Replies are played here; with a model it talks in test_page_served.py.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
-from mlx_qwen3 import LLM
+from tests.server.chat_page import (
+    answered,
+    ask,
+    button,
+    field,
+    replies,
+    roles,
+    say,
+    set_up,
+    shown,
+    think,
+)
 from tests.server.conftest import PATIENCE, Watch
 from tests.server.fake_api import FakeApi, Played, Refused, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Page
 
 USAGE = {
     "prompt_tokens": 30,
@@ -24,112 +37,6 @@ USAGE = {
     "prompt_tokens_details": {"cached_tokens": 20},
 }
 ENDLESS = Played([{"content": f"word{number} "} for number in range(10_000)], pause=0.02)
-WEATHER = """[{"name": "get_weather", "description": "Weather", "parameters":
-    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]"""
-
-
-def field(page: Page) -> Locator:
-    return page.get_by_label("Message", exact=True)
-
-
-def say(page: Page, text: str) -> None:
-    """Send, without waiting for the reply."""
-    field(page).fill(text)
-    field(page).press("Enter")
-
-
-def ask(page: Page, text: str) -> None:
-    """Send, and wait until the reply has ended."""
-    say(page, text)
-    answered(page)
-
-
-def answered(page: Page) -> None:
-    button(page, "Send").wait_for()
-
-
-def button(page: Page, name: str) -> Locator:
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def replies(page: Page) -> list[str]:
-    """The answers on show."""
-    return page.locator(".reply > .prose").all_inner_texts()
-
-
-def shown(page: Page, text: str) -> None:
-    """Wait until the last reply says this, among other things."""
-    page.locator(".reply").last.get_by_text(text).wait_for()
-
-
-def roles(body: dict[str, Any]) -> list[str]:
-    return [message["role"] for message in body["messages"]]
-
-
-def think(page: Page, on: bool) -> None:
-    chip = page.locator("#think")
-    if (chip.get_attribute("aria-pressed") == "true") != on:
-        chip.click()
-
-
-def set_up(page: Page, **fields: str) -> None:
-    """Fill in settings, by their labels."""
-    button(page, "Settings").click()
-    for label, value in fields.items():
-        page.get_by_label(label.replace("_", " ")).fill(value)
-    button(page, "Done").click()
-
-
-# With the model.
-
-
-def test_a_conversation_with_the_model(api: FakeApi, page: Page) -> None:
-    think(page, False)
-    ask(page, "What is 23 + 45?")
-    assert re.fullmatch(r"23 \+ 45 = \d+\.", replies(page)[0])
-    assert api.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
-    assert re.search(r"\d tokens/s.+\d+ tokens", page.locator(".statistics").inner_text(), re.S)
-    ask(page, "Hello")
-    assert roles(api.requests[1]) == ["user", "assistant", "user"]
-    assert len(replies(page)) == 2
-
-
-def test_a_thought_is_folded_with_its_tokens_and_time(api: FakeApi, page: Page) -> None:
-    ask(page, "Hello")
-    summary = page.locator("summary")
-    assert re.fullmatch(r"Thought for [\d.]+ s · \d+ tokens", summary.inner_text())
-    thought = page.locator("details .prose")
-    assert not thought.is_visible()
-    summary.click()
-    thought.get_by_text("greet").first.wait_for()
-    assert "chat_template_kwargs" not in api.requests[0]  # it thinks unless told otherwise
-
-
-def test_tools_are_called_and_answered(api: FakeApi, page: Page) -> None:
-    set_up(page, Tools=WEATHER)
-    ask(page, "What is the weather in Paris?")
-    call = page.locator(".call")
-    assert call.get_by_role("heading").text_content() == "Tool call: get_weather"
-    assert '"city": "Paris"' in call.locator("pre").inner_text()
-    call.get_by_label("Result of get_weather").fill('{"degrees": 21}')
-    button(page, "Send result").click()
-    answered(page)
-    user, asked, result = api.requests[1]["messages"]
-    assert (user["role"], result["content"]) == ("user", '{"degrees": 21}')
-    assert result["tool_call_id"] == asked["tool_calls"][0]["id"]
-    assert asked["reasoning_content"]  # within a turn, the model reads its own thoughts
-    assert "Result" in call.inner_text()
-    assert len(replies(page)) == 2
-
-
-def test_what_does_not_fit_the_context_is_said_in_words(
-    api: FakeApi, page: Page, watch: Watch
-) -> None:
-    watch.expected.append("400")
-    set_up(page, Longest_reply="100000")
-    ask(page, "Hello")
-    assert "no longer fits the model’s context" in page.get_by_role("alert").inner_text()
-    assert "100000" in page.get_by_role("alert").inner_text()  # the server's own words
 
 
 # What is sent.
@@ -375,8 +282,8 @@ def test_a_stream_that_breaks_off_keeps_what_was_said(
     assert replies(page) == ["a whole sentence"]
 
 
-def test_a_server_that_is_gone_is_found_again(browser: Browser, demo: LLM) -> None:
-    api = FakeApi(demo)
+def test_a_server_that_is_gone_is_found_again(browser: Browser) -> None:
+    api = FakeApi()
     with ExitStack() as stack:
         page = stack.enter_context(browser.new_page())
         page.set_default_timeout(PATIENCE)
