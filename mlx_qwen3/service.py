@@ -111,14 +111,19 @@ class _Mailbox:
         self._loop = loop
         self._arrived = asyncio.Event()
         self._news: deque[Sequence[Event] | Exception] = deque()
+        self._announced = False
 
     def put(self, news: Sequence[Event] | Exception) -> None:
         """Called on the engine's thread."""
-        waking = bool(self._news)  # what is not taken yet was announced
         self._news.append(news)
-        if not waking:
+        if not self._announced:  # else `_wake` is still to come, and what it wakes takes this, too
+            self._announced = True
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
-                self._loop.call_soon_threadsafe(self._arrived.set)
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._announced = False
+        self._arrived.set()
 
     async def take(self) -> list[Event]:
         """Everything that arrived, at least one thing. Raises what arrived as an exception."""
@@ -302,11 +307,12 @@ class Service:
     async def _make_room(self, entry: _Entry) -> None:
         """Unload what is least recently used until this model fits; alone it always may try."""
         while True:
-            loaded = [one for one in self._entries.values() if one.llm is not None]
+            others = (one for one in self._entries.values() if one is not entry)
+            loaded = [one for one in others if one.llm is not None or one.state == "loading"]
             held = sum(min(one.weight_bytes, self._room) for one in loaded)
             if not loaded or held + entry.weight_bytes <= self._room:
                 return
-            idle = [one for one in loaded if not one.users]
+            idle = [one for one in loaded if one.llm is not None and not one.users]
             if not idle:
                 names = ", ".join(one.name for one in loaded)
                 raise BusyError(
@@ -317,10 +323,10 @@ class Service:
 
     async def _unload(self, entry: _Entry) -> None:
         async with entry.busy:
-            lane, entry.lane = entry.lane, None
-            if lane is None or self._engine is None:
+            lane = entry.lane
+            if lane is None or self._engine is None or entry.users:  # asked for meanwhile
                 return
-            entry.llm, entry.state = None, "unloaded"
+            entry.lane, entry.llm, entry.state = None, None, "unloaded"
             await asyncio.to_thread(self._engine.detach, lane)
             del lane
             gc.collect()

@@ -13,21 +13,10 @@ import pytest
 from mlx_qwen3 import LLM, load
 from mlx_qwen3.demo import demo_folder
 from mlx_qwen3.generation.thinking import EARLY_STOP
+from tests.demo_tools import CLOCK
 
 MODELS = ["demo", "demo-moe"]
 RARELY = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 100)]
-CLOCK = {
-    "type": "function",
-    "function": {
-        "name": "get_current_time",
-        "description": "Get current time in a specific timezone",
-        "parameters": {
-            "type": "object",
-            "properties": {"timezone": {"type": "string", "description": "IANA timezone name"}},
-            "required": ["timezone"],
-        },
-    },
-}
 
 
 @functools.cache

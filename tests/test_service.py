@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -15,7 +16,8 @@ import pytest
 from mlx_qwen3 import BusyError, CheckpointError, EngineError, ModelNotFoundError
 from mlx_qwen3.demo import demo_folder
 from mlx_qwen3.engine.settings import EngineSettings
-from mlx_qwen3.service import ServedModel, Service, ServiceSettings
+from mlx_qwen3.generation.output import Event
+from mlx_qwen3.service import ServedModel, Service, ServiceSettings, _Mailbox
 
 SIZE = sum(file.stat().st_size for file in demo_folder().glob("*.safetensors"))
 
@@ -223,6 +225,32 @@ def test_closing_ends_replies_at_the_deadline() -> None:
                     pass
 
     asyncio.run(run())
+
+
+def test_events_that_come_while_others_are_taken_are_not_left_lying() -> None:
+    """A wake-up lost between a look at the box and what is put into it left a stream hanging."""
+    count = 30_000
+
+    async def run() -> None:
+        mailbox = _Mailbox(asyncio.get_running_loop())
+
+        def fill() -> None:
+            for number in range(count):
+                mailbox.put([Event("answer", str(number))])
+
+        filling = asyncio.create_task(asyncio.to_thread(fill))
+        taken: list[Event] = []
+        while len(taken) < count:
+            taken += await asyncio.wait_for(mailbox.take(), 20)
+        await filling
+        assert [event.text for event in taken] == [str(number) for number in range(count)]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        asyncio.run(run())
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_refused_where_too_many_wait() -> None:

@@ -9,7 +9,7 @@
 
 A reply that fails ends with its error, and the others go on. When the thread itself fails, every
 reply in the making ends with an EngineError and a new thread takes over; one that keeps failing is
-not started again, and `state` says so for good.
+not started again, and `given_up` says so.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -40,7 +39,6 @@ from mlx_qwen3.text.folder import one_line
 
 _log = logging.getLogger(__name__)
 
-State = Literal["ready", "failed", "closed"]
 _IDLE_SECONDS = 1.0  # after which memory goes back; sooner, the next request would ask for it again
 _RESTARTS, _WITHIN = 3, 60.0  # so many in so many seconds, and there is something else wrong
 
@@ -64,7 +62,6 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._lanes: list[Scheduler] = []
-        self._stores: dict[Scheduler, PrefixStore] = {}
         self._gone = Counters()  # of models that were unloaded
         self._orders: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -101,8 +98,6 @@ class Engine:
         budget = KvBudget(parts.model, total)
         lane = Scheduler(parts, self._settings, BatchPolicy.for_device(device), budget)
         with self._changed:
-            if isinstance(parts.store, PrefixStore):
-                self._stores[lane] = parts.store
             self._lanes = [*self._lanes, lane]
         return lane
 
@@ -111,12 +106,10 @@ class Engine:
         done = threading.Event()
 
         def leave() -> None:
-            self._lanes = [one for one in self._lanes if one is not lane]
-            store = self._stores.pop(lane, None)
+            with self._changed:
+                self._lanes = [one for one in self._lanes if one is not lane]
             lane.close()
             self._gone = self._gone + lane.counters
-            if store is not None:
-                store.clear()
             done.set()
 
         self._order(leave)
@@ -129,12 +122,15 @@ class Engine:
         Raises BusyError, ContextOverflowError (see Scheduler.check), EngineError when no reply
         can be made any more.
         """
-        failure = "the engine was closed" if self._closing else self._failure
-        if failure is not None:
-            raise EngineError(failure)
-        job = Job(lane.check(request), deliver)
-        lane.add(job)
-        self._wake()
+        with self._changed:  # whoever ends jobs from here on ends this one, too
+            failure = "the engine was closed" if self._closing else self._failure
+            if failure is None and lane not in self._lanes:
+                failure = "the model was unloaded"
+            if failure is not None:
+                raise EngineError(failure)
+            job = Job(lane.check(request), deliver)
+            lane.add(job)
+            self._changed.notify_all()
         return Ticket(job, self._wake)
 
     def statistics(self) -> Statistics:
@@ -142,23 +138,18 @@ class Engine:
         lanes, total = self._lanes, self._gone
         for lane in lanes:
             total = total + lane.counters
-        counted = {
-            field.name: getattr(total, field.name)
-            for field in fields(Statistics)
-            if hasattr(total, field.name)
-        }
         experts = sum((lane.expert_traffic for lane in lanes), ExpertTraffic())
         return Statistics(
             waiting=sum(lane.queued for lane in lanes),
             running=sum(len(lane.running) for lane in lanes),
             kv_bytes=sum(lane.kv_bytes for lane in lanes),
             kv_budget=sum(lane.budget.total for lane in lanes),
-            store_bytes=sum(store.nbytes for store in list(self._stores.values())),
+            store_bytes=sum(lane.store.nbytes for lane in lanes if lane.store is not None),
             restarts=self.restarts,
             expert_lookups=experts.lookups,
             expert_misses=experts.misses,
             expert_bytes_read=experts.bytes_read,
-            **counted,
+            **vars(total),
         )
 
     def trim(self) -> None:
@@ -224,7 +215,8 @@ class Engine:
 
     def _crashed(self, exc: BaseException) -> None:
         _log.error("the engine failed", exc_info=exc)
-        self._failure = f"the engine failed: {one_line(exc)}"
+        with self._changed:
+            self._failure = f"the engine failed: {one_line(exc)}"
         try:
             self._end(EngineError(self._failure))
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_qwen3.generation.request import Request
-from mlx_qwen3.model.cache import BLOCK, Cache
+from mlx_qwen3.model.cache import BLOCK
 from mlx_qwen3.model.transformer import Transformer
 
 
@@ -21,11 +21,6 @@ class KvBudget:
         """Bytes of a cache for a request that holds so many tokens, and can take some more."""
         kept = tokens if request.max_kv_size is None else min(tokens, request.max_kv_size + BLOCK)
         return self._model.kv_bytes_per_token(request.kv_bits) * (-(-(kept + 1) // BLOCK) * BLOCK)
-
-    def growth(self, cache: Cache) -> int:
-        """Bytes that one more token will add: buffers grow by a quarter when they are full."""
-        layers = (one for one in cache.layers if one.capacity and one.spare < 1)
-        return sum(layer.nbytes // 4 for layer in layers)
 
     def most_tokens(self, request: Request) -> int:
         """Tokens of one sequence that fit when it is alone."""

@@ -22,6 +22,7 @@ from mlx_qwen3.engine.batch import Batch
 from mlx_qwen3.engine.chunks import ChunkLength
 from mlx_qwen3.engine.job import Job
 from mlx_qwen3.engine.kv import KvBudget
+from mlx_qwen3.engine.prefix_store import PrefixStore
 from mlx_qwen3.engine.settings import EngineSettings
 from mlx_qwen3.engine.slot import Slot
 from mlx_qwen3.engine.statistics import Counters
@@ -91,6 +92,12 @@ class Scheduler:
         return sum(job.slot.cache.nbytes for job in self.running if job.slot is not None)
 
     @property
+    def store(self) -> PrefixStore | None:
+        """Where caches lie between replies, if that is the engine's own."""
+        store = self._parts.store
+        return store if isinstance(store, PrefixStore) else None
+
+    @property
     def expert_traffic(self) -> ExpertTraffic:
         """What the model's streamed experts took so far."""
         return self._parts.model.expert_traffic or ExpertTraffic()
@@ -136,9 +143,11 @@ class Scheduler:
         self.running, self.waiting = [], deque()
 
     def close(self) -> None:
-        """End every job and wait for the step in flight."""
+        """End every job, wait for the step in flight, and forget the caches that lie ready."""
         self.fail_all(EngineError("the model was unloaded"))
         self._batch.land()
+        if self.store is not None:
+            self.store.clear()
 
     def _take_in(self) -> None:
         while self._incoming:
@@ -221,8 +230,8 @@ class Scheduler:
     def _make_room(self) -> None:
         """Have the youngest sequences wait while the others would outgrow the budget."""
         while len(self.running) > 1:
-            growth = sum(self.budget.growth(job.slot.cache) for job in self.running if job.slot)
-            if self.kv_bytes + growth <= self.budget.total:
+            growth = sum(job.slot.cache.growth for job in self.running if job.slot)
+            if not growth or self.kv_bytes + growth <= self.budget.total:
                 return
             job = max(self.running, key=lambda one: one.number)
             assert job.reply is not None  # it runs

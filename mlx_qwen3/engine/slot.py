@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_qwen3.errors import OptionError
 from mlx_qwen3.generation.constraints import Constraint
 from mlx_qwen3.generation.loop import Progress, Token, read_sample
 from mlx_qwen3.generation.sampling import Sample, Sampler
@@ -114,5 +113,5 @@ class Slot:
 
     def _require_drawn(self) -> Sample:
         if self.drawn is None:
-            raise OptionError("this sequence has drawn no token; read its prompt first")
+            raise RuntimeError("this sequence has drawn no token; read its prompt first")
         return self.drawn

@@ -25,7 +25,7 @@ class Counters:
 
     def __add__(self, other: Counters) -> Counters:
         """Both together; recent_seconds of the first."""
-        names = [one.name for one in fields(self) if one.name != "recent_seconds"]
+        names = [one.name for one in fields(Counters) if one.name != "recent_seconds"]
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
         return Counters(**sums, recent_seconds=self.recent_seconds)
 
@@ -39,9 +39,9 @@ class Counters:
         return max(1.0, self.recent_seconds)
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What goes on in the engine now, over all models. Bytes; see Counters for the rest.
+@dataclass
+class Statistics(Counters):
+    """What goes on in the engine now, and what it counted so far, over all models.
 
     kv_bytes, kv_budget: of running sequences. store_bytes: of caches that lie ready.
     restarts: of the engine's thread. expert_*: of streamed experts, see ExpertTraffic; of models
@@ -50,14 +50,6 @@ class Statistics:
 
     waiting: int = 0
     running: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    steps: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failures: int = 0
-    preemptions: int = 0
     kv_bytes: int = 0
     kv_budget: int = 0
     store_bytes: int = 0

@@ -84,21 +84,7 @@ class Reply:
             expect_thinking=not request.raw,
             budget=request.params.thinking_budget,
         )
-        parser = StreamParser(
-            in_thinking=request.in_thinking,
-            expect_thinking=not request.raw,
-            parse_tools=request.parse_tools,
-            verbatim=request.answer.formed,
-            tools=request.tools or None,
-        )
-        self._output = Output(
-            tokenizer,
-            parser,
-            StopStrings(request.params.stop),
-            eos_ids,
-            request.tools or None,
-            one_call=not request.answer.parallel_tool_calls,
-        )
+        self._output = _output(tokenizer, request, eos_ids)
         self._started = self._first_token = 0.0
         self._traffic: list[ExpertTraffic] = []  # before the prompt, and behind it
 
@@ -278,6 +264,25 @@ class Reply:
             accepted_tokens=loop.accepted,
             experts=self._experts(),
         )
+
+
+def _output(tokenizer: Tokenizer, request: Request, eos_ids: Collection[int]) -> Output:
+    """The text side of a reply to this request."""
+    parser = StreamParser(
+        in_thinking=request.in_thinking,
+        expect_thinking=not request.raw,
+        parse_tools=request.parse_tools,
+        verbatim=request.answer.formed,
+        tools=request.tools or None,
+    )
+    return Output(
+        tokenizer,
+        parser,
+        StopStrings(request.params.stop),
+        eos_ids,
+        request.tools or None,
+        one_call=not request.answer.parallel_tool_calls,
+    )
 
 
 def _think_tags(tokenizer: Tokenizer, request: Request) -> ThinkTags | None:

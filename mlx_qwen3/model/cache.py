@@ -67,9 +67,11 @@ class LayerCache:
         return self._buffers[0].shape[2] if self._buffers else 0
 
     @property
-    def spare(self) -> int:
-        """Tokens that can be appended before the buffers grow."""
-        return self.capacity - self._length
+    def growth(self) -> int:
+        """Bytes that the buffers will grow by when one more token is appended."""
+        if not self._buffers or self._length < self.capacity:
+            return 0
+        return self.nbytes // self.capacity * (self._capacity_for(1) - self.capacity)
 
     @property
     def forgotten(self) -> int:
@@ -222,15 +224,18 @@ class LayerCache:
 
     def _reserve(self, length: int, new: Sequence[mx.array]) -> None:
         """Make room for `length` more tokens."""
-        wanted = self._length + length
-        if wanted <= self.capacity:
+        if self._length + length <= self.capacity:
             return
-        grown = max(wanted, self._length + self._length // 4)
-        capacity = -(-grown // BLOCK) * BLOCK
+        capacity = self._capacity_for(length)
         if not self._buffers:
             self._buffers = [mx.zeros(_shape(n, capacity), n.dtype) for n in new]
             return
         self._buffers = [_widened(buffer, self._length, capacity) for buffer in self._buffers]
+
+    def _capacity_for(self, length: int) -> int:
+        """Tokens that grown buffers hold, to take `length` more."""
+        grown = self._length + max(length, self._length // 4)
+        return -(-grown // BLOCK) * BLOCK
 
 
 class QuantizedLayerCache(LayerCache):
@@ -325,6 +330,11 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes held by all layers."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def growth(self) -> int:
+        """Bytes that all layers will grow by when one more token is appended."""
+        return sum(layer.growth for layer in self.layers)
 
     @property
     def forgotten(self) -> int:

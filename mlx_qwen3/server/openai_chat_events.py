@@ -11,13 +11,13 @@ from mlx_qwen3.server.events import DONE, Chunks, sse
 from mlx_qwen3.server.ids import new_id
 from mlx_qwen3.server.openai_parts import (
     SYSTEM_FINGERPRINT,
-    AnswerTokens,
     Calls,
     TokenBytes,
     chat_logprobs,
     completion_of,
     usage_of,
 )
+from mlx_qwen3.server.parts import AnswerTokens
 from mlx_qwen3.server.replies import Replies
 
 Json = dict[str, Any]

@@ -11,11 +11,11 @@ from mlx_qwen3.server.events import DONE, Chunks, sse
 from mlx_qwen3.server.ids import new_id
 from mlx_qwen3.server.openai_parts import (
     SYSTEM_FINGERPRINT,
-    AnswerTokens,
     completion_of,
     finite,
     usage_of,
 )
+from mlx_qwen3.server.parts import AnswerTokens
 from mlx_qwen3.server.replies import Replies
 
 Json = dict[str, Any]

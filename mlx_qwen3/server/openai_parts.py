@@ -48,30 +48,6 @@ class Calls:
         return [call for call in self._begun.values() if call.complete]
 
 
-class AnswerTokens:
-    """Which tokens of a reply make up its answer, event by event."""
-
-    def __init__(self) -> None:
-        self._begun = False
-
-    def of(self, event: Event) -> list[TokenLogprob]:
-        """The answer's tokens that an event brings; none where they were not asked for.
-
-        Not those of thinking and of tool calls, nor the white space that follows a thought.
-        """
-        if event.kind != "answer" or not event.logprobs:
-            return []
-        tokens = list(event.logprobs)
-        while not self._begun and tokens and not _part_of(event.text, tokens[0].token):
-            del tokens[0]
-        self._begun = True
-        return tokens
-
-
-def _part_of(text: str, token: str) -> bool:
-    return bool(token.strip()) or text.startswith(token)
-
-
 def usage_of(completions: Sequence[Completion], prompts: int = 1) -> dict[str, Any]:
     """OpenAI's usage. completions: as many for each of the prompts, which count once."""
     own = [completion.usage for completion in completions]

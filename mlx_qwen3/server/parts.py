@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_qwen3.generation.output import Completion, Event, TokenLogprob
-from mlx_qwen3.server.openai_parts import AnswerTokens
 from mlx_qwen3.text.tool_calls import ToolCall
 
 PartKind = Literal["thinking", "answer", "call"]
@@ -48,6 +47,30 @@ class Change:
     part: Part
     text: str = ""
     logprobs: Sequence[TokenLogprob] = ()
+
+
+class AnswerTokens:
+    """Which tokens of a reply make up its answer, event by event."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def of(self, event: Event) -> list[TokenLogprob]:
+        """The answer's tokens that an event brings; none where they were not asked for.
+
+        Not those of thinking and of tool calls, nor the white space that follows a thought.
+        """
+        if event.kind != "answer" or not event.logprobs:
+            return []
+        tokens = list(event.logprobs)
+        while not self._begun and tokens and not _part_of(event.text, tokens[0].token):
+            del tokens[0]
+        self._begun = True
+        return tokens
+
+
+def _part_of(text: str, token: str) -> bool:
+    return bool(token.strip()) or text.startswith(token)
 
 
 def never(name: str) -> bool:

@@ -21,22 +21,11 @@ from mlx_qwen3.generation.output import Completion
 from mlx_qwen3.generation.speculation import SpeculativeLoop
 from mlx_qwen3.llm import LLM
 from mlx_qwen3.model.step import PlainStep
+from tests.demo_tools import CLOCK
 from tests.engine.turns import MEBI, disk_store
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 150}
 SYSTEM = {"role": "system", "content": "You are a helpful assistant. Answer in one sentence. " * 8}
-CLOCK = {
-    "type": "function",
-    "function": {
-        "name": "get_current_time",
-        "description": "Get current time in a specific timezone",
-        "parameters": {
-            "type": "object",
-            "properties": {"timezone": {"type": "string", "description": "IANA timezone name"}},
-            "required": ["timezone"],
-        },
-    },
-}
 
 
 @pytest.fixture(scope="module")

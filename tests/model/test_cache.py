@@ -325,6 +325,19 @@ def step(cache: LayerCache, tokens: int = 1) -> None:
 
 
 @pytest.mark.parametrize("kv_bits", [None, 4])
+def test_growth_is_said_before_it_happens(kv_bits: int | None) -> None:
+    cache = make_layer_cache(head_dim=32, kv_bits=kv_bits)
+    step(cache, 8)
+    grew = 0
+    for _ in range(2000):
+        growth, before = cache.growth, cache.nbytes
+        step(cache, 1)
+        assert cache.nbytes == before + growth
+        grew += growth > 0
+    assert grew >= 4
+
+
+@pytest.mark.parametrize("kv_bits", [None, 4])
 def test_growing_copies_a_constant_multiple(kv_bits: int | None) -> None:
     """20,000 tokens, 8 at a time: few moves, and together a few times the final size."""
     cache = make_layer_cache(head_dim=32, kv_bits=kv_bits)
